@@ -1,0 +1,36 @@
+"""What a function of Kreflex may use: signals in, decisions out, and a world to look at."""
+
+from kreflex.actions import EvictPod
+from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
+from kreflex.durations import Duration, parse_duration, show_duration
+from kreflex.errors import UnavailableError
+from kreflex.serve import serve, wake
+from kreflex.settings import Settings
+from kreflex.signals import PodSignal
+from kreflex.views import Container, Pod, Ref, Workload
+from kreflex.world import Treatment, World
+
+__all__ = [
+    "Container",
+    "Defer",
+    "Duration",
+    "EvictPod",
+    "Ineffective",
+    "Pod",
+    "PodSignal",
+    "Recovered",
+    "Ref",
+    "Refuse",
+    "Settings",
+    "Skip",
+    "Treatment",
+    "UnavailableError",
+    "Unknown",
+    "Verdict",
+    "Workload",
+    "World",
+    "parse_duration",
+    "serve",
+    "show_duration",
+    "wake",
+]

@@ -1,0 +1,67 @@
+"""`python -m kreflex NAME`: serve the function in functions/NAME/ on $HOST:$PORT."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from functions_framework.aio import create_asgi_app
+
+from kreflex.audit import configure_logging
+from kreflex.cluster import load_credentials
+from kreflex.errors import SettingsError
+
+
+def main() -> None:
+    """Serve until SIGTERM, answer what has begun; configuration that can't be used ends it with every fault named."""
+    configure_logging()
+    source = _source(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FUNCTION", ""))
+    port, app = _made(source)
+    uvicorn.run(
+        app,
+        host=os.environ.get("HOST", "0.0.0.0"),  # noqa: S104 - a pod is reached through its own address
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=28,
+    )
+
+
+def _source(name: str) -> Path:
+    root = Path(os.environ.get("FUNCTIONS_ROOT", Path.cwd() / "functions"))
+    source = root / name.replace("-", "_") / "main.py"
+    if not name or not source.is_file():
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/main.py"))) or f"none in {root}"
+        sys.exit(f"usage: python -m kreflex NAME, where NAME is one of: {known}")
+    return source
+
+
+def _made(source: Path) -> tuple[int, Any]:
+    made: list[Any] = []
+    faults: list[str] = []
+    # Untyped in functions-framework 3.10.
+    make = partial(create_asgi_app, target="main", source=str(source), signature_type="http")
+    for step in (_port, load_credentials, make):
+        try:
+            made.append(step())
+        except SettingsError as error:
+            faults += error.faults
+    if faults:
+        sys.exit("\n".join(["This function can't start with its configuration:", *(f"  {fault}" for fault in faults)]))
+    port, _, app = made
+    return port, app
+
+
+def _port() -> int:
+    text = os.environ.get("PORT", "8080")
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise SettingsError([f"PORT must be a port number, not {text!r}"])
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Actions: one change to the cluster each, as a value that knows its preconditions and when it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kreflex.cluster import Reader, Writer
+from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError, ThrottledError
+from kreflex.views import JSON, Pod, Ref, Workload
+
+
+class BlockedError(KreflexError):
+    """The cluster does not allow the action now; `cause` is one word. Not an error of ours, and not final."""
+
+    def __init__(self, because: str, cause: str) -> None:
+        super().__init__(because)
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One permission, as RBAC writes it."""
+
+    group: str
+    resource: str
+    verb: str
+
+
+@dataclass(frozen=True)
+class Action(ABC):
+    """A change to `target`, because of `because`. `owner` is what limits are counted by."""
+
+    because: str
+
+    rbac: ClassVar[tuple[Rule, ...]]
+    verb: ClassVar[str]
+    past: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def target(self) -> Ref:
+        """The object that is changed, by UID."""
+
+    @property
+    @abstractmethod
+    def owner(self) -> Workload | None:
+        """The workload that the target belongs to in the end; None for an object that stands alone."""
+
+    @property
+    @abstractmethod
+    def template_hash(self) -> str:
+        """The owner's template; a new one begins a new count."""
+
+    @property
+    @abstractmethod
+    def controller(self) -> str:
+        """UID of the target's direct controller, or ""."""
+
+    @property
+    @abstractmethod
+    def risky(self) -> bool:
+        """True if it takes something away that still serves: then a spent error budget asks a person first."""
+
+    @abstractmethod
+    def annotations(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
+        """The annotations that may opt out, each with the name of its object."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Mapping[str, str]:
+        """What a policy's selector sees."""
+
+    def plan(self) -> JSON:
+        """Tell what would be done, without what changes from one reading to the next."""
+        return {"action": type(self).__name__, "target": str(self.target), "uid": self.target.uid}
+
+    def prior(self) -> dict[str, str]:
+        """Tell the state before the action, for the record."""
+        return {}
+
+    def plan_hash(self) -> str:
+        """Name the plan; an approval is for this plan and no other."""
+        return hashlib.sha256(json.dumps(self.plan(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @abstractmethod
+    async def apply(self, writer: Writer, reader: Reader) -> None:
+        """Do it. Raises ConflictError if the target is not as it was read, GoneError, BlockedError."""
+
+    @staticmethod
+    @abstractmethod
+    async def done(target: Ref, reader: Reader) -> bool:
+        """Tell whether it has been done already, by whomever: asked after a crash, before anything is done again."""
+
+
+@dataclass(frozen=True)
+class EvictPod(Action):
+    """Evict a pod, so that its owner makes a new one. PodDisruptionBudgets hold; the pod's own grace period holds."""
+
+    pod: Pod
+    top: Workload | None
+
+    rbac: ClassVar[tuple[Rule, ...]] = (Rule("", "pods/eviction", "create"), Rule("", "pods", "get"))
+    verb: ClassVar[str] = "evict"
+    past: ClassVar[str] = "Evicted"
+
+    @property
+    def target(self) -> Ref:
+        """The pod."""
+        return self.pod.ref
+
+    @property
+    def owner(self) -> Workload | None:
+        """The pod's topmost controller."""
+        return self.top
+
+    @property
+    def template_hash(self) -> str:
+        """The pod template's hash."""
+        return self.pod.template_hash
+
+    @property
+    def controller(self) -> str:
+        """The ReplicaSet's, StatefulSet's, … UID."""
+        return self.pod.controller.uid if self.pod.controller else ""
+
+    @property
+    def risky(self) -> bool:
+        """A pod that is Ready serves."""
+        return self.pod.ready
+
+    def prior(self) -> dict[str, str]:
+        """The pod's version and how often its containers had been restarted."""
+        restarts = {f"restarts.{c.name}": str(c.restarts) for c in self.pod.containers}
+        return {"resourceVersion": self.pod.resource_version, "ready": str(self.pod.ready).lower(), **restarts}
+
+    def annotations(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
+        """The pod's and its owner's."""
+        top = () if self.top is None else ((str(self.top.ref), self.top.annotations),)
+        return ((str(self.target), self.pod.annotations), *top)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The pod's labels."""
+        return self.pod.labels
+
+    async def apply(self, writer: Writer, reader: Reader) -> None:
+        """Evict the pod that was read, and no other and no later one.
+
+        Looked at once more, for the API server's own preconditions are not enough: for a pod that is not ready, under
+        a PodDisruptionBudget with room, it puts another resourceVersion in the place of ours; and a conflict that it
+        finds has taken from the budget already (kubernetes, pkg/registry/core/pod/storage/eviction.go).
+        """
+        await self._same(reader)
+        # The resourceVersion too: the eviction of a Terminating pod is accepted again under the UID alone.
+        preconditions = {"uid": self.pod.ref.uid, "resourceVersion": self.pod.resource_version}
+        path = f"/api/v1/namespaces/{self.target.namespace}/pods/{self.target.name}/eviction"
+        body: JSON = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": self.target.namespace, "name": self.target.name},
+            "deleteOptions": {"preconditions": preconditions},
+        }
+        try:
+            await writer.create(path, body)
+        except ThrottledError as error:
+            # An eviction with a wrong UID is answered 429 for a pod that is not ready: look who is there.
+            if await self.done(self.target, reader):
+                raise GoneError(f"{self.target} went away by itself", 404) from error
+            raise BlockedError(f"a PodDisruptionBudget does not allow it now: {error}", "DisruptionBudget") from error
+        except ApiError as error:
+            if error.status == 500 and "PodDisruptionBudget" in str(error):
+                raise BlockedError(
+                    f"more than one PodDisruptionBudget selects {self.target}, so nobody can evict it: leave one",
+                    "SeveralBudgets",
+                ) from error
+            raise
+
+    async def _same(self, reader: Reader) -> None:
+        pod = await reader.pod(self.target.namespace, self.target.name)
+        if pod is None or pod.ref.uid != self.target.uid or pod.terminating:
+            raise GoneError(f"{self.target} went away by itself", 404)
+        if pod.resource_version != self.pod.resource_version:
+            raise ConflictError(f"{self.target} has changed since it was looked at", 409)
+
+    @staticmethod
+    async def done(target: Ref, reader: Reader) -> bool:
+        """An evicted pod is gone, replaced under its name, or on its way out."""
+        pod = await reader.pod(target.namespace, target.name)
+        return pod is None or pod.ref.uid != target.uid or pod.terminating
+
+
+ACTIONS: dict[str, type[Action]] = {"EvictPod": EvictPod}

@@ -1,0 +1,71 @@
+"""What people see of a decision: a log line with fields, and a Kubernetes Event on the object."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from typing import Literal
+
+import structlog
+
+from kreflex.cluster import Writer
+from kreflex.errors import KreflexError
+from kreflex.policy import GROUP
+from kreflex.records import Record
+from kreflex.views import JSON
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("kreflex")
+
+_NOTE = 1000
+
+
+def configure_logging() -> None:
+    """Write one JSON object a line to stdout, with the time in UTC."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        cache_logger_on_first_use=True,
+    )
+
+
+class Announcer:
+    """Writes Kubernetes Events. One that can't be written is logged: the record holds the same."""
+
+    def __init__(self, writer: Writer, function: str) -> None:
+        self._writer = writer
+        self._function = function
+
+    async def tell(self, record: Record, kind: Literal["Normal", "Warning"], reason: str, note: str) -> None:
+        """Write the Event of one change of a record; the same change told twice is one Event."""
+        regarding = record.spec.target if record.status.verdict is None else record.spec.owner or record.spec.target
+        digest = hashlib.sha256(f"{record.uid}/{reason}/{record.status.attempt}".encode()).hexdigest()[:10]
+        now = record.status.history[-1].model_dump(mode="json")["at"].replace("Z", "000Z")
+        body: JSON = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{record.name}.{digest}", "namespace": record.namespace},
+            "eventTime": now,
+            "reportingController": f"{GROUP}/{self._function}",
+            "reportingInstance": socket.gethostname()[:128] or self._function,
+            "action": "Remediate",
+            "reason": reason[:128],
+            "type": kind,
+            "note": note[:_NOTE],
+            "regarding": {
+                "apiVersion": regarding.api_version,
+                "kind": regarding.kind,
+                "namespace": regarding.namespace,
+                "name": regarding.name,
+                "uid": regarding.uid,
+            },
+        }
+        try:
+            await self._writer.create(f"/apis/events.k8s.io/v1/namespaces/{record.namespace}/events", body)
+        except KreflexError as error:
+            if getattr(error, "reason", "") != "AlreadyExists":
+                log.warning("event.not_written", record=str(record), error=str(error))

@@ -1,0 +1,58 @@
+"""What a function may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Nothing is wrong, or nothing is left to do. It leaves no record."""
+
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """It is too early to tell; look again at `until`."""
+
+    because: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Something is wrong, and this function must not touch it. `cause` is one word, for the next function or people.
+
+    Recorded, told as an Event on the object, and handed on as a CloudEvent. Without an event it is asked anew after
+    `again`.
+    """
+
+    because: str
+    cause: str
+    again: timedelta = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The verdict that the owner has been healthy for the proof that the policy asks for."""
+
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ineffective:
+    """The verdict that the fault is there again, or still."""
+
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The verdict that nobody can tell any more; it counts as not recovered."""
+
+    because: str
+
+
+Verdict = Recovered | Ineffective | Unknown

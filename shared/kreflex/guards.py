@@ -1,0 +1,305 @@
+"""Guards: each asks one question, and its answer is the reason. One that can't find out, refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import ClassVar, Protocol
+
+from kreflex.actions import Action
+from kreflex.cluster import Reader
+from kreflex.durations import show_duration
+from kreflex.errors import KreflexError
+from kreflex.ledger import Ledger, Request
+from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
+from kreflex.prom import Metrics
+from kreflex.records import Outcome, Record
+from kreflex.views import JSON
+
+OPT_OUT = f"{GROUP}/opt-out"
+RECHECK = timedelta(hours=1)
+# So that the command behind it is never cut off, even with the longest names.
+_BEFORE_HOW = 300
+# The function itself puts it off: the fault may be over.
+EARLY = "TooEarly"
+# What is missing of an approval: all of it, the right plan, or time.
+APPROVAL, MISMATCH, EXPIRED = "Approval", "ApprovalMismatch", "ApprovalExpired"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a guard looks at: the action, what the policies say of it, and the record of the fault."""
+
+    action: Action
+    policy: Effective
+    record: Record
+    home: str
+    now: datetime
+
+    def request(self) -> Request:
+        """Make the request to the ledger."""
+        return request_of(self.record, self.policy)
+
+
+def request_of(record: Record, policy: Effective) -> Request:
+    """Make a record's request to the ledger; what nothing owns is its own owner."""
+    owner = record.spec.owner
+    return Request(
+        uid=record.uid,
+        namespace=record.namespace,
+        record=record.name,
+        version=record.resource_version,
+        owner=record.owner_key,
+        template_hash=owner.template_hash if owner else "",
+        limits=tuple((policy.key, spec.limits) for policy, spec in policy.specs),
+        cooldown=policy.cooldown,
+        useless=policy.useless,
+        acting=record.status.phase == "Acting",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an action is not taken now, and when to ask again."""
+
+    guard: str
+    because: str
+    until: datetime
+    outcome: Outcome = "refused"
+    plan_hash: str | None = None
+
+
+class Guard(Protocol):
+    """One question about one case. `name` is the word for it in records and logs."""
+
+    name: ClassVar[str]
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Tell why not, or None."""
+
+
+class Usable:
+    """Refuses what a broken policy selects."""
+
+    name: ClassVar[str] = "Policy"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """An invalid policy might have been a freeze."""
+        if case.policy.broken is None:
+            return None
+        return Refusal("Policy", case.policy.broken, case.now + RECHECK)
+
+
+class Frozen:
+    """Refuses all new work while a policy is frozen."""
+
+    name: ClassVar[str] = "Frozen"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """One frozen policy suffices."""
+        if case.policy.frozen is None:
+            return None
+        return Refusal("Frozen", f"policy {case.policy.frozen} is frozen", case.now + RECHECK)
+
+
+class InScope:
+    """Refuses protected namespaces, kinds of owners that no policy names, and what opted out."""
+
+    name: ClassVar[str] = "Scope"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Objects that no policy selects are not refused here: for them the mode is DryRun."""
+        because = _protected(case) or _foreign_owner(case) or _opted_out(case)
+        return Refusal("Scope", because, case.now + RECHECK) if because else None
+
+
+def _protected(case: Case) -> str | None:
+    namespace = case.action.target.namespace
+    return f"namespace {namespace} is protected" if namespace in {*PROTECTED, case.home} else None
+
+
+def _foreign_owner(case: Case) -> str | None:
+    kind = case.action.owner.ref.kind if case.action.owner else case.action.target.kind
+    if case.policy.allows_owner(kind):
+        return None
+    what = f"it belongs to a {kind}" if case.action.owner else "nothing owns it, so nothing would bring it back"
+    return f"{what}: name {kind} in the policy's owners to allow that"
+
+
+def _opted_out(case: Case) -> str | None:
+    for name, noted in case.action.annotations():
+        if noted.get(OPT_OUT, "false").lower() != "false":
+            return f"{name} has the annotation {OPT_OUT}"
+    return None
+
+
+@dataclass(frozen=True)
+class NotUseless:
+    """Refuses when the owner's last remediations did not help: a person has to look."""
+
+    ledger: Ledger
+    name: ClassVar[str] = "Useless"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Count verdicts in a row; Unknown counts as not helped."""
+        denial = await self.ledger.useless(case.request())
+        return Refusal(denial.guard, denial.because, denial.until) if denial else None
+
+
+class BlastRadius:
+    """Refuses to take a healthy replica when too few would stay."""
+
+    name: ClassVar[str] = "BlastRadius"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """A target that is not healthy takes nothing away; unknown numbers refuse."""
+        owner, action = case.action.owner, case.action
+        if owner is None or not action.risky:
+            return None
+        for policy, spec in case.policy.specs:
+            if owner.replicas is None or owner.ready is None:
+                if spec.limits.min_healthy in {0, "0%"}:
+                    continue
+                return Refusal("BlastRadius", f"how many replicas {owner.ref} has is not known", case.now + RECHECK)
+            floor = healthy_floor(spec.limits.min_healthy, owner.replicas)
+            if owner.ready - 1 < floor:
+                because = f"{owner.ready} of {owner.replicas} replicas are healthy, {floor} must stay ({policy.key})"
+                return Refusal("BlastRadius", because, case.now + timedelta(minutes=10))
+        return None
+
+
+@dataclass(frozen=True)
+class CalmEnough:
+    """Refuses during a storm: so many faults at once have one cause, and it is not in the pods."""
+
+    reader: Reader
+    name: ClassVar[str] = "Storm"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Count the faults that have records in the policy's namespaces, of its functions; labels are not looked at."""
+        storms = [(policy, spec.limits.storm) for policy, spec in case.policy.specs if spec.limits.storm]
+        for policy, storm in storms:
+            faults = await self._faults(policy.namespace)
+            calm_at = storm_until([f.at for f in faults if policy.covers(f.function, f.namespace)], storm)
+            if calm_at is not None and case.now < calm_at:
+                crest = f"more than {storm.faults} faults in {show_duration(storm.window)}"
+                because = f"{crest} ({policy.key}): one cause is likely, and it is not in the pods"
+                return Refusal(self.name, because, calm_at)
+        return None
+
+    async def _faults(self, namespace: str) -> tuple[_Fault, ...]:
+        where = f"namespaces/{namespace}/remediations" if namespace else "remediations"
+        path = f"/apis/{GROUP}/{VERSION}/{where}"
+
+        async def read() -> tuple[_Fault, ...]:
+            return tuple([_fault(body) async for body in self.reader.list(path)])
+
+        return await self.reader.share(path, read)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    at: datetime
+    namespace: str
+    function: str
+
+
+def _fault(body: JSON) -> _Fault:
+    meta = body["metadata"]
+    return _Fault(datetime.fromisoformat(meta["creationTimestamp"]), meta["namespace"], body["spec"]["function"])
+
+
+def storm_until(times: Sequence[datetime], storm: Storm) -> datetime | None:
+    """Tell when the last storm is over, from the times of the faults alone; None if there was none."""
+    ordered = sorted(times)
+    crests = [
+        late for early, late in zip(ordered, ordered[storm.faults :], strict=False) if late - early <= storm.window
+    ]
+    return crests[-1] + storm.cooldown if crests else None
+
+
+@dataclass(frozen=True)
+class BudgetLeft:
+    """Asks a person before something risky while the error budget is spent; safe healing is never refused."""
+
+    metrics: Metrics
+    name: ClassVar[str] = "ErrorBudget"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Prometheus that does not answer counts as a spent budget."""
+        missing = _unapproved(case) if case.action.risky else None
+        if missing is None:
+            return None
+        for policy, spec in case.policy.specs:
+            budget = spec.limits.error_budget
+            if budget is None:
+                continue
+            try:
+                left = await self.metrics.scalar(budget.query)
+                known = "unknown" if left is None else f"{left:.0%}"
+            except KreflexError as error:
+                left, known = None, f"unknown ({error})"
+            if left is None or left < budget.least:
+                because = f"the error budget left is {known}, below {budget.least:.0%} ({policy.key}): a person decides"
+                return _awaiting(case, "ErrorBudget" if missing[0] == APPROVAL else missing[0], because)
+        return None
+
+
+class Approved:
+    """Lets pass in mode Auto; in mode Approve it waits for a person's yes to exactly this plan."""
+
+    name: ClassVar[str] = "Approval"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """An approval counts for one plan, until its time; another plan needs another."""
+        if case.policy.mode == "Auto":
+            return None
+        if case.policy.mode == "DryRun":
+            because = f"dry run ({case.policy.reason}): would {case.action.verb} {case.action.target}"
+            return Refusal("DryRun", f"{because}, because {case.action.because}", case.now + RECHECK)
+        missing = _unapproved(case)
+        return _awaiting(case, *missing) if missing else None
+
+
+def _unapproved(case: Case) -> tuple[str, str] | None:
+    """Tell which guard misses what, unless a person's yes counts for this plan now.
+
+    Each lack has a name of its own: a record that changes its guard is written, and so the person is told.
+    """
+    approval = case.record.spec.approval
+    if approval is None:
+        return APPROVAL, f"would {case.action.verb} {case.action.target}: {case.action.because}"
+    if approval.plan_hash != case.action.plan_hash():
+        return MISMATCH, f"what {approval.by} approved is not the plan {case.action.plan_hash()}"
+    if approval.until <= case.now:
+        return EXPIRED, f"what {approval.by} approved has expired at {approval.until:%Y-%m-%d %H:%M:%S} UTC"
+    return None
+
+
+def _awaiting(case: Case, guard: str, because: str) -> Refusal:
+    approval = {"planHash": case.action.plan_hash(), "by": "YOU", "until": f"{case.now + RECHECK:%Y-%m-%dT%H:%M:%SZ}"}
+    patch = json.dumps({"spec": {"approval": approval}})
+    how = f"kubectl -n {case.record.namespace} patch remediation {case.record.name} --type merge -p '{patch}'"
+    return Refusal(
+        guard,
+        f"{because[:_BEFORE_HOW]}. To approve: {how}",
+        case.now + RECHECK,
+        "awaiting-approval",
+        case.action.plan_hash(),
+    )
+
+
+def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...]:
+    """Give the guards in the design's order; the ledger itself is asked last, by the core, in its one write."""
+    return (
+        Usable(),
+        Frozen(),
+        InScope(),
+        NotUseless(ledger),
+        BlastRadius(),
+        CalmEnough(reader),
+        BudgetLeft(metrics),
+        Approved(),
+    )

@@ -1,0 +1,548 @@
+"""The reflex arc: from a signal to a decision, through the guards, to one action, its record and its verdict.
+
+`Open → Acting → Applied → Done`; each change is conditioned on the record as it was read, so that of two replicas one
+goes on and the other sees why not. A kill at any line leaves a record that the next call can take further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from kreflex.actions import ACTIONS, Action, BlockedError
+from kreflex.audit import Announcer, log
+from kreflex.cluster import Reader, Transport, Writer
+from kreflex.decisions import Defer, Refuse, Skip, Unknown, Verdict
+from kreflex.due import is_due
+from kreflex.durations import show_duration
+from kreflex.errors import ApiError, ConflictError, GoneError, UnavailableError
+from kreflex.guards import EARLY, Case, Refusal, guards, request_of
+from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
+from kreflex.policy import Effective, Policies, combine, load_policies
+from kreflex.prom import Metrics
+from kreflex.records import (
+    Fault,
+    Intent,
+    Outcome,
+    Owner,
+    Record,
+    Records,
+    RemediationSpec,
+    RemediationStatus,
+    Target,
+    fault_key,
+)
+from kreflex.settings import CoreSettings, Settings
+from kreflex.signals import Due, PodSignal, Signal
+from kreflex.views import Ref, Workload
+from kreflex.world import Treatment, World
+
+S = TypeVar("S", bound=Settings)
+Decision = Action | Defer | Refuse | Skip
+
+_TRIES = 3
+# A refusal that waits shorter than this is not written anew: the record is due, and the next wake asks again.
+_WORTH_A_WRITE = timedelta(seconds=30)
+# What the cluster itself refuses, not one of our guards.
+_STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed"}
+_BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
+
+
+class BusyError(UnavailableError):
+    """Another replica is at work on this fault. It may die, so the sender should come again."""
+
+
+@dataclass(frozen=True)
+class Reflex(Generic[S]):
+    """A function: its name, its three questions and its settings."""
+
+    name: str
+    find: Callable[[World, S], AsyncIterator[Signal]]
+    decide: Callable[[Signal, World, S], Awaitable[Any]]
+    recovered: Callable[[Treatment, World, S], Awaitable[Verdict | Defer]]
+    settings: S
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one signal; `changed` is the record if this call has changed it."""
+
+    about: str
+    outcome: Outcome
+    because: str
+    changed: Record | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The object that a signal means, and what it belongs to."""
+
+    target: Ref
+    owner: Workload | None
+    template_hash: str
+    controller: str
+
+
+class Arc(Generic[S]):
+    """Carries signals of one function through the arc."""
+
+    def __init__(self, reflex: Reflex[S], core: CoreSettings, transport: Transport) -> None:
+        self.reflex = reflex
+        self.core = core
+        self.reader = Reader(transport)
+        writer = Writer(transport)
+        self.writer = writer
+        self.world = World(self.reader, Metrics(core.prometheus_url))
+        self.records = Records(self.reader, writer)
+        self.ledger = Ledger(self.reader, writer, core.kreflex_namespace, self._look)
+        self.guards = guards(self.reader, self.world.metrics, self.ledger)
+        self.announcer = Announcer(writer, reflex.name)
+        # Verdicts that were found while the ledger was asked: told with the answer that is next.
+        self._settled: list[Record] = []
+        self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+    async def handle(self, signal: Signal | Due) -> Result:
+        """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again."""
+        for _ in range(_TRIES):
+            try:
+                return await (self._resume(signal) if isinstance(signal, Due) else self._begin(signal))
+            except ConflictError as error:
+                # Somebody else changed the record, or the target is not as it was read: look again.
+                log.info("arc.conflict", about=str(signal), error=str(error))
+            except GoneError as error:
+                log.info("arc.gone", about=str(signal), error=str(error))
+        raise UnavailableError(f"{signal} changes faster than it can be read")
+
+    def settled_on_the_way(self) -> list[Result]:
+        """Hand over the verdicts that were found for other records than those asked for."""
+        settled, self._settled = self._settled, []
+        return [Result(str(r), "applied", r.status.verdict_reason or "", r) for r in settled]
+
+    async def _begin(self, signal: Signal) -> Result:
+        decision = await self._decide(signal)
+        if isinstance(decision, Skip):
+            return Result(str(signal), "skipped", decision.because)
+        subject = await self._subject(signal, decision)
+        if subject is None:
+            return Result(str(signal), "skipped", "it is gone")
+        try:
+            record, new = await self.records.open(self._spec(subject, signal), subject.target.namespace)
+        except ApiError as error:
+            if "NamespaceTerminating" in error.causes:
+                return Result(str(signal), "skipped", "its namespace is being deleted")
+            raise
+        if new:
+            # The only trace of who said it first: deliveries have ids, faults have keys.
+            told = {"source": signal.source, "delivery": signal.delivery}
+            made = {"decision": type(decision).__name__, "because": decision.because}
+            log.info("remediation.opened", record=str(record), **told, **made)
+        return await self._advance(record, decision)
+
+    async def _resume(self, due: Due) -> Result:
+        record = await self.records.get(due.namespace, due.record)
+        if record is None or record.spec.function != self.reflex.name or record.status.phase == "Done":
+            return Result(str(due), "skipped", "there is nothing left to do")
+        if record.status.phase != "Open":
+            return await self._advance(record, None)
+        now, patience = self.world.now(), self.core.act_within
+        timely = is_due(record, await load_policies(self.reader), now, patience)
+        if not timely and not await self.ledger.left_behind(record.uid, record.resource_version, now - patience):
+            # A change of the record may have woken us, our own write among them.
+            return Result(str(record), record.status.outcome or "deferred", "it is not due yet")
+        waiting = await self._still_waiting(record)
+        return waiting or await self._advance(record, await self._decide(signal_of(record)))
+
+    async def _advance(self, record: Record, decision: Decision | None) -> Result:
+        """Go on from where the record says that the remediation is."""
+        if record.final:
+            return Result(str(record), record.status.outcome or "skipped", "this fault has been dealt with")
+        if record.status.phase == "Applied":
+            after = await self._prove(record)
+            changed = after if after is not record else None
+            return Result(str(record), "applied", after.status.verdict_reason or "it has been done", changed)
+        if record.status.phase == "Acting":
+            return await self._take_over(record)
+        if record.status.guard in _STUBBORN and not record.due(self.world.now(), self.core.act_within):
+            # Each crash is an event; the cluster said no a moment ago, and asking it costs more than asking ourselves.
+            return Result(str(record), record.status.outcome or "deferred", record.status.reason or "")
+        return await self._consider(record, decision or await self._decide(signal_of(record)))
+
+    async def _take_over(self, record: Record) -> Result:
+        if record.status.deadline and self.world.now() < record.status.deadline:
+            raise BusyError(f"{record.status.holder} is at work on {record} until {record.status.deadline:%H:%M:%S}")
+        intent = record.status.intent
+        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, self.reader):
+            # By the attempt that was cut off, or by somebody else in the meantime: nobody can tell any more.
+            return await self._applied(record, f"{intent.because} (found done when the attempt was taken over)")
+        return await self._consider(record, await self._decide(signal_of(record)))
+
+    async def _consider(self, record: Record, decision: Decision) -> Result:
+        now = self.world.now()
+        if isinstance(decision, Skip):
+            return await self._close(record, decision.because)
+        if isinstance(decision, Defer):
+            return await self._wait(record, decision)
+        if isinstance(decision, Refuse):
+            return await self._refuse(record, Refusal(decision.cause, decision.because, now + decision.again))
+        if decision.target.uid != record.spec.target.uid:
+            return await self._close(record, "it was replaced", gone=True)
+        if record.status.phase == "Done":
+            # Open before it is admitted: of one that is Done the ledger believes that it holds nothing.
+            record = await self._reopen(record, "Again", "the fault is back", now)
+        policies = await load_policies(self.reader)
+        case = self._case(record, decision, policies)
+        refusal = await self._refused(case, policies)
+        if refusal is not None:
+            return await self._refuse(record, refusal, policies, case.policy)
+        return await self._act(await self._claim(record, case), case)
+
+    async def _wait(self, record: Record, decision: Defer) -> Result:
+        """Look again later; the waker comes sooner if it finds the fault again.
+
+        What was refused, and still would be, stays refused for its reason; only the time moves.
+        """
+        status, policies = record.status, await load_policies(self.reader)
+        stamped = status.policy == policies.stamp(self.reflex.name, record.namespace)
+        if status.phase == "Open" and status.guard and status.outcome not in {None, "deferred"} and stamped:
+            again = Refusal(status.guard, status.reason or "", decision.until, status.outcome, status.plan_hash)
+            return await self._refuse(record, again)
+        return await self._refuse(record, Refusal(EARLY, decision.because, decision.until, "deferred"))
+
+    async def _refused(self, case: Case, policies: Policies) -> Refusal | None:
+        for guard in self.guards:
+            refusal = await guard.refuses(case)
+            if refusal is not None:
+                return refusal
+        denial = await self.ledger.admit(case.request(), policies.longest_memory())
+        if denial is not None:
+            return Refusal(denial.guard, denial.because, denial.until, "deferred")
+        passed = [*(guard.name for guard in self.guards), "Ledger"]
+        log.info(
+            "guards.passed", record=str(case.record), guards=passed, policies=[p.key for p in case.policy.policies]
+        )
+        return None
+
+    async def _claim(self, record: Record, case: Case) -> Record:
+        now = self.world.now()
+        deadline = now + self.core.act_within
+        action = case.action
+        intent = Intent(
+            action=type(action).__name__,
+            because=action.because[:1000],
+            plan_hash=action.plan_hash(),
+            prior=action.prior(),
+        )
+        return await self.records.change(
+            record,
+            now,
+            phase="Acting",
+            outcome=None,
+            guard=None,
+            reason=action.because[:1000],
+            holder=self.holder,
+            attempt=(record.status.attempt or 0) + 1,
+            deadline=deadline,
+            due_at=deadline,
+            intent=intent,
+            policies=tuple(policy.key for policy in case.policy.policies),
+            acted_at=now,
+            # A fault that was over and is back: the record is open again.
+            settled_at=None,
+            proof=case.policy.proof,
+            prove_by=now + case.policy.prove_within,
+            plan_hash=None,
+        )
+
+    async def _act(self, record: Record, case: Case) -> Result:
+        action = case.action
+        if record.status.deadline is None or self.world.now() >= record.status.deadline:
+            raise BusyError(f"the attempt on {record} took too long to begin; it is open to others now")
+        try:
+            await action.apply(self.writer, self.reader)
+        except GoneError:
+            return await self._close(_undone(record, case), "it went away by itself", gone=True)
+        except ConflictError:
+            # Not as it was read. Whoever changed it may have healed it: put it back and decide again.
+            undone, now = _undone(record, case), self.world.now()
+            reopened = await self._reopen(undone, "Changed", "it changed while it was looked at", now)
+            log.info("remediation.changed", record=str(reopened))
+            raise
+        except BlockedError as blocked:
+            refusal = Refusal(blocked.cause, str(blocked), self.world.now() + _patience(record), "deferred")
+            return await self._refuse(_undone(record, case), refusal)
+        except ApiError as error:
+            return await self._failed(record, case, error)
+        return await self._applied(record, action.because)
+
+    async def _failed(self, record: Record, case: Case, error: ApiError) -> Result:
+        refusal = Refusal("Failed", str(error), self.world.now() + _patience(record), "failed")
+        if error.status < 500:
+            return await self._refuse(_undone(record, case), refusal)
+        # Whether it was done is not known, and it may yet happen: the intent stays, so that whoever comes next asks.
+        if await case.action.done(record.spec.target.ref, self.reader):
+            return await self._applied(record, case.action.because)
+        return await self._refuse(record, refusal)
+
+    async def _applied(self, attempt: Record, because: str) -> Result:
+        """Record that it is done, whatever others made of the record meanwhile: what is done is not forgotten."""
+        record: Record | None = attempt
+        for _ in range(_TRIES):
+            if record is None or record.uid != attempt.uid:
+                return Result(str(attempt), "applied", because)
+            if record.status.phase == "Applied" or record.status.outcome == "applied":
+                return Result(str(record), "applied", because)
+            try:
+                record = await self._mark_applied(record, attempt.status, because)
+            except ConflictError:
+                record = await self.records.get(attempt.namespace, attempt.name)
+                continue
+            log.info("remediation.applied", record=str(record), target=str(record.spec.target.ref), because=because)
+            return Result(str(record), "applied", because, record)
+        raise UnavailableError(f"{attempt} changes faster than it can be written")
+
+    async def _mark_applied(self, record: Record, attempt: RemediationStatus, because: str) -> Record:
+        now = self.world.now()
+        return await self.records.change(
+            record,
+            now,
+            phase="Applied",
+            outcome="applied",
+            guard=None,
+            reason=because[:1000],
+            intent=attempt.intent,
+            proof=attempt.proof,
+            prove_by=attempt.prove_by,
+            acted_at=attempt.acted_at,
+            deadline=None,
+            due_at=now + (attempt.proof or timedelta()),
+            applied_at=now,
+            settled_at=None,
+        )
+
+    async def _prove(self, record: Record) -> Record:
+        """Ask whether the fault is gone; past the time for proof the answer is Unknown."""
+        now = self.world.now()
+        status = record.status
+        treatment = Treatment(
+            record.spec.target.ref, record.spec.owner, status.acted_at or record.created, status.proof or timedelta()
+        )
+        verdict = await self.reflex.recovered(treatment, self.world, self.reflex.settings)
+        prove_by = status.prove_by or now
+        if isinstance(verdict, Defer):
+            if now < prove_by:
+                return await self._prove_later(record, min(max(verdict.until, now), prove_by), verdict.because)
+            verdict = Unknown(f"no proof by {prove_by:%H:%M:%S}: {verdict.because}")
+        name = type(verdict).__name__
+        record = await self.records.change(
+            record, now, phase="Done", verdict=name, verdict_reason=verdict.because[:1000], due_at=None, settled_at=now
+        )
+        log.info("remediation.settled", record=str(record), verdict=name, because=verdict.because)
+        done = ACTIONS[status.intent.action].past if status.intent else "treated"
+        note = f"{name}: {verdict.because}. {done} {record.spec.target.ref} because {status.reason}"
+        await self.announcer.tell(record, "Normal" if name == "Recovered" else "Warning", f"Kreflex{name}", note)
+        return record
+
+    async def _prove_later(self, record: Record, until: datetime, because: str) -> Record:
+        now = self.world.now()
+        due_at = record.status.due_at
+        if due_at is not None and (due_at > now or until - now < _WORTH_A_WRITE):
+            return record
+        return await self.records.change(record, now, due_at=until, verdict_reason=because[:1000])
+
+    async def _refuse(
+        self, record: Record, refusal: Refusal, policies: Policies | None = None, asked: Effective | None = None
+    ) -> Result:
+        policies = policies or await load_policies(self.reader)
+        stamp = policies.stamp(self.reflex.name, record.namespace)
+        status, now = record.status, self.world.now()
+        same = (status.phase, status.outcome, status.guard, status.plan_hash) == (
+            "Open",
+            refusal.outcome,
+            refusal.guard,
+            refusal.plan_hash,
+        )
+        waits = status.due_at is not None and status.due_at > now
+        if same and status.policy == stamp and (waits or refusal.until - now < _WORTH_A_WRITE):
+            return Result(str(record), refusal.outcome, refusal.because)
+        record = await self.records.change(
+            record,
+            now,
+            phase="Open",
+            outcome=refusal.outcome,
+            guard=refusal.guard,
+            reason=refusal.because[:1000],
+            plan_hash=refusal.plan_hash,
+            due_at=refusal.until,
+            policy=stamp,
+            policies=tuple(p.key for p in asked.policies) if asked else record.status.policies,
+            decided_at=now,
+            deadline=None,
+            holder=None,
+            settled_at=None,
+        )
+        if not same:
+            log.info(f"remediation.{refusal.outcome}", record=str(record), guard=refusal.guard, because=refusal.because)
+            if refusal.guard != EARLY:
+                await self.announcer.tell(record, "Warning", f"Kreflex{refusal.guard}", refusal.because)
+        return Result(str(record), refusal.outcome, refusal.because, record if not same else None)
+
+    async def _reopen(self, record: Record, guard: str, because: str, due_at: datetime) -> Record:
+        now = self.world.now()
+        return await self.records.change(
+            record,
+            now,
+            phase="Open",
+            outcome="deferred",
+            guard=guard,
+            reason=because,
+            due_at=due_at,
+            decided_at=now,
+            deadline=None,
+            holder=None,
+            settled_at=None,
+        )
+
+    async def _close(self, record: Record, because: str, *, gone: bool = False) -> Result:
+        """Close a record without an action: the fault is over, or its object is gone."""
+        intent = record.status.intent
+        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, self.reader):
+            # An attempt that was cut off may have done it after all.
+            return await self._applied(record, intent.because)
+        now = self.world.now()
+        gone = gone or await self._target_gone(record)
+        record = await self.records.change(
+            record,
+            now,
+            phase="Done",
+            outcome="skipped",
+            guard="Gone" if gone else None,
+            reason=because[:1000],
+            due_at=None,
+            deadline=None,
+            holder=None,
+            settled_at=now,
+            decided_at=now,
+        )
+        log.info("remediation.skipped", record=str(record), because=because)
+        return Result(str(record), "skipped", because, record)
+
+    async def _target_gone(self, record: Record) -> bool:
+        target = record.spec.target
+        pod = await self.reader.pod(target.namespace, target.name)
+        return pod is None or pod.ref.uid != target.uid
+
+    async def _still_waiting(self, record: Record) -> Result | None:
+        """Ask the ledger first, where the ledger denied: in a storm most records wait, and that must cost little."""
+        if record.status.guard not in FULL:
+            return None
+        policies = await load_policies(self.reader)
+        if record.status.policy != policies.stamp(self.reflex.name, record.namespace):
+            return None
+        asked = combine(tuple(p for p in policies.all if p.key in record.status.policies))
+        denial = await self.ledger.full(request_of(record, asked), policies.longest_memory())
+        if denial is None:
+            return None
+        return await self._refuse(record, Refusal(denial.guard, denial.because, denial.until, "deferred"), policies)
+
+    async def _look(self, entry: Entry) -> Standing:
+        """Tell the ledger how one of its entries stands; the verdict is asked for on the way, if it is due or open."""
+        return await self.reader.share(f"look {entry.uid} {entry.version}", lambda: self._look_now(entry))
+
+    async def _look_now(self, entry: Entry) -> Standing:
+        record = await self.records.get(entry.namespace, entry.record)
+        if record is None or record.uid != entry.uid:
+            return Standing("Unknown")
+        if record.status.phase == "Applied" and record.spec.function == self.reflex.name:
+            try:
+                after = await self._prove(record)
+            except ConflictError:
+                return Standing("Applied", record.status.due_at)
+            if after.status.phase == "Done":
+                self._settled.append(after)
+            record = after
+        return standing(record, entry.version)
+
+    async def _decide(self, signal: Signal) -> Decision:
+        decision: Decision = await self.reflex.decide(signal, self.world, self.reflex.settings)
+        return decision
+
+    async def _subject(self, signal: Signal, decision: Decision) -> Subject | None:
+        if isinstance(decision, Action):
+            return Subject(decision.target, decision.owner, decision.template_hash, decision.controller)
+        pod = await self.reader.pod(signal.namespace, signal.name)
+        if pod is None or (signal.uid and pod.ref.uid != signal.uid):
+            return None
+        controller = pod.controller.uid if pod.controller else ""
+        return Subject(pod.ref, await self.reader.top_owner(pod), pod.template_hash, controller)
+
+    def _spec(self, subject: Subject, signal: Signal) -> RemediationSpec:
+        owner = None
+        if subject.owner is not None:
+            whole = Target.of(subject.owner.ref).model_dump()
+            owner = Owner(**whole, template_hash=subject.template_hash, controller=subject.controller)
+        return RemediationSpec(
+            function=self.reflex.name,
+            target=Target.of(subject.target),
+            owner=owner,
+            fault=Fault(key=fault_key(self.reflex.name, subject.target.uid), summary=signal.summary[:1000]),
+        )
+
+    def _case(self, record: Record, action: Action, policies: Policies) -> Case:
+        policy: Effective = policies.for_object(self.reflex.name, record.namespace, action.labels)
+        return Case(action, policy, record, self.core.kreflex_namespace, self.world.now())
+
+
+def _patience(record: Record) -> timedelta:
+    """How long to wait after an attempt that the cluster did not let through; longer each time."""
+    doublings = min((record.status.attempt or 1) - 1, 8)
+    return min(_BLOCKED_FIRST * (1 << doublings), _BLOCKED_MOST)
+
+
+def signal_of(record: Record) -> Signal:
+    """Make the signal again from which a record came."""
+    target = record.spec.target
+    return PodSignal(target.namespace, target.name, target.uid, summary=record.spec.fault.summary, source="record")
+
+
+def _undone(record: Record, case: Case) -> Record:
+    """Take back the intent of an attempt that was answered no; what an earlier one did is still not known."""
+    status = record.status.model_copy(update={"intent": case.record.status.intent})
+    return replace(record, status=status)
+
+
+def standing(record: Record, admitted: str) -> Standing:
+    """Tell whether an admitted remediation is in flight, settled, or never acted."""
+    status = record.status
+    if status.phase == "Done":
+        return Standing((status.verdict or "Unknown") if status.outcome == "applied" else WITHDRAWN)
+    if status.phase == "Open" and record.resource_version != admitted:
+        return Standing(WITHDRAWN)
+    # When an open one was to be looked at again says nothing about when its slot is free: it is about to act.
+    due_at = None if status.phase == "Open" else status.due_at
+    return Standing("Applied" if status.phase == "Applied" else "", due_at)
+
+
+async def handle_all(
+    arc: Arc[S], signals: tuple[Signal | Due, ...], budget: timedelta
+) -> tuple[list[Result], list[Exception]]:
+    """Handle many signals at a time, within limits; what the budget leaves no time to begin comes back as an error."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + budget.total_seconds()
+    gate = asyncio.Semaphore(arc.core.concurrency)
+
+    async def one(signal: Signal | Due) -> Result:
+        async with gate:
+            if loop.time() >= end:
+                raise UnavailableError(f"{signal} did not fit into {show_duration(budget)}; send it again")
+            return await arc.handle(signal)
+
+    answers = await asyncio.gather(*(one(signal) for signal in signals), return_exceptions=True)
+    results = [answer for answer in answers if isinstance(answer, Result)] + arc.settled_on_the_way()
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    return results, errors

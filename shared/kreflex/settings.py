@@ -1,0 +1,59 @@
+"""Settings from the environment; every fault is reported at once, at start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kreflex.durations import Duration, parse_duration
+from kreflex.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Base of a function's settings: field `min_restarts` is read from the variable `MIN_RESTARTS`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read the settings; raises SettingsError that names each variable which can't be used, the core's too."""
+        source = os.environ if environment is None else environment
+        try:
+            return cls.model_validate(_given(cls, source))
+        except ValidationError as error:
+            # Whoever mends one variable should not learn of the next one at the next start.
+            raise SettingsError(list(dict.fromkeys([*_told(error), *_faults(CoreSettings, source)]))) from error
+
+
+def _given(settings: type[Settings], source: Mapping[str, str]) -> dict[str, str]:
+    return {name: source[name.upper()] for name in settings.model_fields if name.upper() in source}
+
+
+def _faults(settings: type[Settings], source: Mapping[str, str]) -> list[str]:
+    try:
+        settings.model_validate(_given(settings, source))
+    except ValidationError as error:
+        return _told(error)
+    return []
+
+
+def _told(error: ValidationError) -> list[str]:
+    return [
+        f"{str(fault['loc'][0]).upper()} must be set"
+        if fault["type"] == "missing"
+        else f"{str(fault['loc'][0]).upper()} {fault['msg'].removeprefix('Value error, ')} (it is {fault['input']!r})"
+        for fault in error.errors()
+    ]
+
+
+class CoreSettings(Settings):
+    """What every function needs to know of its surroundings."""
+
+    kreflex_namespace: str = Field("kreflex-system", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    prometheus_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    act_within: Duration = Field(parse_duration("30s"), description="How long one attempt may hold a record.")
+    time_budget: Duration = Field(parse_duration("25s"), description="How long one request may take.")
+    concurrency: int = Field(8, ge=1, le=256, description="Signals of one request that are handled at the same time.")

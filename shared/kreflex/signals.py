@@ -1,0 +1,73 @@
+"""Signals: what an event says about one object, whoever sent it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+from kreflex.views import Pod
+
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Tell whether something may name an object or a namespace: it becomes part of a path of the API server."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True)
+class PodSignal:
+    """Somebody says that a pod is ill.
+
+    `uid` is "" where the sender does not know it; `seen` is the pod as the event carried it: good enough to see that
+    nothing is wrong, never good enough to act on. `source` and `delivery` are for the log only.
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    summary: str = ""
+    seen: Pod | None = field(default=None, repr=False)
+    source: str = ""
+    delivery: str = ""
+
+    @property
+    def recorded(self) -> bool:
+        """True when a record of the fault is there, and is looked at again."""
+        return self.source == RECORD
+
+    def __str__(self) -> str:
+        return f"pod {self.namespace}/{self.name}"
+
+
+Signal = PodSignal
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A record that is to be looked at again: the waker's call, or a change of the record."""
+
+    namespace: str
+    record: str
+
+    def __str__(self) -> str:
+        return f"record {self.namespace}/{self.record}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What one request asks for: signals, due records, and what was understood but is not for any function.
+
+    `extensions` are the CloudEvent's attributes that the reply carries on (traceparent).
+    """
+
+    signals: tuple[Signal, ...] = ()
+    due: tuple[Due, ...] = ()
+    ignored: tuple[str, ...] = ()
+    wants_event: bool = False
+    extensions: Mapping[str, str] = field(default_factory=dict)

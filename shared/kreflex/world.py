@@ -1,0 +1,33 @@
+"""What a function may look at: the cluster, Prometheus, the time. Nothing here writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from kreflex.cluster import Reader
+from kreflex.prom import Metrics
+from kreflex.records import Owner
+from kreflex.views import Ref
+
+
+@dataclass(frozen=True)
+class World:
+    """The cluster as it is now, seen through readers."""
+
+    cluster: Reader
+    metrics: Metrics
+
+    def now(self) -> datetime:
+        """Tell the API server's time."""
+        return self.cluster.now()
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What was done about a fault: to which target of which owner, when, and how long health counts as proof."""
+
+    target: Ref
+    owner: Owner | None
+    acted_at: datetime
+    proof: timedelta
