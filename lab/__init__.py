@@ -1,0 +1,1 @@
+"""A real control plane, small enough for a laptop: for tests, demonstrations and rehearsals."""

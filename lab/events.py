@@ -1,0 +1,65 @@
+"""The way of events: Knative's adapter watches pods, the relay hands its events on, the ticker wakes the waker."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lab import audit, manifests, processes
+from lab.api import eventually
+from lab.cluster import ControlPlane
+from lab.monitoring import NAMESPACE
+from lab.relay import Subscriber
+from lab.toolchain import Toolchain
+
+_PODS = {"Group": "", "Version": "v1", "Resource": "pods"}
+_QUIET = {"metrics": {"protocol": "none"}, "tracing": {"protocol": "none"}, "runtime": {"profiling": "disabled"}}
+
+
+async def start_relay(plane: ControlPlane, port: int, subscribers: Sequence[Subscriber]) -> str:
+    """Start the relay with these subscribers; its URL."""
+    file = plane.home.config / "subscribers.json"
+    file.write_text(json.dumps([asdict(subscriber) for subscriber in subscribers], indent=1))
+    url = f"http://127.0.0.1:{port}"
+    command = processes.python("lab.relay", f"--subscribers={file}", f"--journal={plane.home.events}", f"--port={port}")
+    child = plane.start_child("relay", command, environment=processes.importable(), url=f"{url}/healthz")
+    await child.ready(processes.answers(f"{url}/healthz"))
+    return url
+
+
+async def start_adapter(plane: ControlPlane, sink: str, *, program: Path | None = None) -> None:
+    """Start Knative's ApiServerSource adapter on the pods of all namespaces, with rights to watch them and no more."""
+    program = program or Toolchain().ensure(["apiserver_receive_adapter"])["apiserver_receive_adapter"]
+    account = "apiserversource"
+    config = await plane.kubeconfig_for(NAMESPACE, account)
+    # It asks for trust bundles in its namespace before it starts.
+    rules = [{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]}]
+    await manifests.grant(plane.api, NAMESPACE, account, rules)
+    source = {"namespaces": [], "allNamespaces": True, "resources": [{"gvr": _PODS}], "mode": "Resource"}
+    environment = {
+        "K_SINK": sink,
+        "K_SOURCE_CONFIG": json.dumps(source),
+        "K_OBSERVABILITY_CONFIG": json.dumps(_QUIET),
+        "K_LOGGING_CONFIG": "{}",
+        "NAMESPACE": NAMESPACE,
+        "NAME": "pods",
+        "SYSTEM_NAMESPACE": NAMESPACE,
+        "METRICS_DOMAIN": "knative.dev/eventing",
+        # No limit, said aloud: it warns otherwise.
+        "K_SINK_TIMEOUT": "-1",
+        "KUBECONFIG": str(config),
+    }
+    child = plane.start_child("adapter", [program, "--disable-ha"], environment=environment)
+
+    async def watches() -> bool:
+        return audit.watches(plane.audit_log, audit.WATCHER, "pods") or not child.alive
+
+    await eventually(watches, "the adapter's watch of pods")
+    if not child.alive:
+        raise processes.ChildDied(child)
+
+
+async def start_ticker(plane: ControlPlane, url: str, seconds: float = 2.0) -> None:
+    """Start to wake the waker as a PingSource would."""
+    command = processes.python("lab.ticker", url, f"--seconds={seconds}")
+    plane.start_child("ticker", command, environment=processes.importable())

@@ -1,0 +1,56 @@
+"""Starts Kreflex' functions as Knative would in a cluster: each with the rights of its own ServiceAccount."""
+
+import importlib.util
+from pathlib import Path
+
+from lab import manifests, processes
+from lab.cluster import ControlPlane
+from lab.paths import REPOSITORY
+
+NAMESPACE = "kreflex-system"
+WAKER = "waker"
+_KNATIVE = REPOSITORY / "knative"
+_POLICY = REPOSITORY / "lab" / "policy.yaml"
+
+
+def present() -> list[str]:
+    """The folder names of the functions that this checkout has, the waker last; none if kreflex is not installed."""
+    if importlib.util.find_spec("kreflex") is None:
+        return []
+    found = sorted(file.parent.name for file in (REPOSITORY / "functions").glob("*/main.py"))
+    return sorted(found, key=lambda name: name == WAKER)
+
+
+def kebab(folder: str) -> str:
+    """The name that a function has in Kubernetes."""
+    return folder.replace("_", "-")
+
+
+async def install(plane: ControlPlane, folders: list[str]) -> None:
+    """Apply what the functions need: namespace, CRDs, rights, and the lab's policy."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    common = [file for file in sorted(_KNATIVE.glob("*.yaml")) if file.name != "kustomization.yaml"]
+    rights = [_KNATIVE / kebab(folder) / "rbac.yaml" for folder in folders]
+    crds = sorted((_KNATIVE / "crds").glob("*.yaml"))
+    files = [*common, *crds, *(file for file in rights if file.exists())]
+    await manifests.apply(plane.api, [namespace, *manifests.read(*files)], NAMESPACE)
+    if _POLICY.exists():
+        await manifests.apply(plane.api, manifests.read(_POLICY), NAMESPACE)
+
+
+async def start(plane: ControlPlane, folder: str, port: int, environment: dict[str, str]) -> str:
+    """Start a function with its own kubeconfig; its URL."""
+    name = kebab(folder)
+    url = f"http://127.0.0.1:{port}"
+    config = await plane.kubeconfig_for(NAMESPACE, name)
+    settings = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "KUBECONFIG": str(config),
+        "KREFLEX_NAMESPACE": NAMESPACE,
+        **environment,
+    }
+    command: list[str | Path] = [*processes.python("kreflex", folder)]
+    child = plane.start_child(name, command, environment=settings | processes.importable(), url=f"{url}/readyz")
+    await child.ready(processes.answers(f"{url}/readyz"))
+    return url

@@ -1,0 +1,80 @@
+"""Applies manifests as `kubectl apply --server-side` would, and grants rights to ServiceAccounts."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.api import Api, eventually
+from lab.errors import LabError
+
+Manifest = dict[str, Any]
+# What others need before they can be applied goes first.
+_FIRST = ("Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "Role")
+
+
+def read(*files: Path) -> list[Manifest]:
+    """All manifests in these files."""
+    return [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
+
+
+async def apply(api: Api, manifests: Iterable[Manifest], namespace: str = "default") -> None:
+    """Apply manifests, those that others need first; what names no namespace gets this one."""
+    paths: dict[tuple[str, str], str] = {}
+    for manifest in sorted(manifests, key=_rank):
+        kind = (manifest["apiVersion"], manifest["kind"])
+        if kind not in paths:
+            paths[kind] = await _collection(api, *kind)
+        metadata = manifest["metadata"]
+        home = metadata.get("namespace", namespace)
+        await api.apply(f"{paths[kind].format(namespace=home)}/{metadata['name']}", manifest)
+        if manifest["kind"] == "CustomResourceDefinition":
+            await _established(api, metadata["name"])
+
+
+async def grant(api: Api, namespace: str, service_account: str, rules: Sequence[Manifest]) -> None:
+    """Let a ServiceAccount do these things in the whole cluster."""
+    name = f"lab:{service_account}"
+    group = "rbac.authorization.k8s.io"
+    subject = {"kind": "ServiceAccount", "name": service_account, "namespace": namespace}
+    role = {"apiGroup": group, "kind": "ClusterRole", "name": name}
+    common = {"apiVersion": f"{group}/v1", "metadata": {"name": name}}
+    await apply(
+        api,
+        [
+            {**common, "kind": "ClusterRole", "rules": list(rules)},
+            {**common, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
+        ],
+    )
+
+
+def _rank(manifest: Manifest) -> int:
+    kind = manifest["kind"]
+    return _FIRST.index(kind) if kind in _FIRST else len(_FIRST)
+
+
+async def _collection(api: Api, version: str, kind: str) -> str:
+    """The path of a kind's collection, with {namespace} in it if the kind has one."""
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+
+    async def known() -> Any:
+        # Discovery comes a moment after a CRD is established.
+        resources = (await api.find(root) or {"resources": []})["resources"]
+        return next((one for one in resources if one["kind"] == kind and "/" not in one["name"]), None)
+
+    resource = await eventually(known, f"the kind {kind} of {version}", patience=10)
+    middle = "/namespaces/{namespace}" if resource["namespaced"] else ""
+    return f"{root}{middle}/{resource['name']}"
+
+
+async def _established(api: Api, name: str) -> None:
+    async def established() -> bool:
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+        conditions = (await api.get(path)).get("status", {}).get("conditions") or []
+        broken = [one["message"] for one in conditions if one["type"] == "NonStructuralSchema"]
+        if broken:
+            raise LabError(f"{name}: {broken[0]}")
+        return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
+
+    await eventually(established, f"the CRD {name}")
