@@ -1,0 +1,68 @@
+"""What the documentation says is there: its links, commands, words and examples."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kreflex.policy import PolicySpec, read_policy
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def example(text: str, title: str) -> str:
+    """The code block after the comment `<!-- example: title -->`."""
+    found = re.search(rf"<!-- example: {title} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert found, f"there is no example {title!r}"
+    return found[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE))
+    assert named - targets == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    top = "functions|shared|knative|triggers|lab|tests|docs"
+    named = re.findall(rf"(?:apply -f |`)((?:{top})/[\w./-]+)", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_each_guard_is_explained() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "shared" / "kreflex").glob("*.py"))
+    names = set(re.findall(r'(?:Refusal|Denial)\(\s*"(\w+)"', code)) | set(
+        re.findall(r'_awaiting\(case, "(\w+)"', code)
+    )
+    assert len(names) > 10
+    assert {guard for guard in names if f"`{guard}`" not in OPERATIONS} == set()
+
+
+def test_the_example_policy_is_valid() -> None:
+    body = yaml.safe_load(example(OPERATIONS, "policy"))
+    policy = read_policy({**body, "metadata": {**body["metadata"], "uid": "1"}})
+    assert policy.broken == ""
+    assert isinstance(policy.spec, PolicySpec)
+
+
+def test_the_recipe_for_the_prometheus_operator_keeps_the_rules(tmp_path: Path) -> None:
+    recipe = example(OPERATIONS, "prometheusrule").replace("> prometheusrule.yaml", f"> {tmp_path / 'rule.yaml'}")
+    subprocess.run(["bash", "-euc", recipe], cwd=ROOT, check=True, timeout=60)
+    rule = yaml.safe_load((tmp_path / "rule.yaml").read_text())
+    assert rule["spec"] == yaml.safe_load((ROOT / "triggers" / "prometheus" / "kreflex.rules.yaml").read_text())

@@ -1,0 +1,33 @@
+"""A function for these tests: /echo shows how a request was read, elsewhere the arc of restart-loop-killer answers."""
+
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from functions.restart_loop_killer import main as killer
+from kreflex.reflex import Arc
+from kreflex.serve import REFLEXES, _handle, _json, answer
+from kreflex.settings import CoreSettings
+from kreflex.signals import Delivery
+from tests.ingress.surroundings import API
+
+assert killer.main is not None
+ARC = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
+
+
+async def echo(delivery: Delivery) -> Response:
+    signals = [{**asdict(one), "seen": one.seen is not None} for one in delivery.signals]
+    due = [asdict(one) for one in delivery.due]
+    rest = {"ignored": delivery.ignored, "wants_event": delivery.wants_event, "extensions": delivery.extensions}
+    return _json({"signals": signals, "due": due, **rest})
+
+
+async def ready() -> None:
+    await API.send("GET", "/readyz")
+
+
+async def main(request: Request) -> Response:
+    if request.url.path == "/echo":
+        return await answer(request, echo, ready)
+    return await answer(request, lambda delivery: _handle(ARC, delivery), ready)
