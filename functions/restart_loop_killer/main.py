@@ -36,6 +36,8 @@ START = {"StartError", "ContainerCannotRun"}
 # A kubelet forgets its back-off after ten minutes without a crash:
 # https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy
 CALM = timedelta(minutes=10)
+# creationTimestamp and the times of conditions have whole seconds, the fraction cut off.
+SECOND = timedelta(seconds=1)
 
 
 class RestartLoopSettings(Settings):
@@ -138,10 +140,11 @@ def judge(
     if shaky is not None:
         return Defer(f"its successor {shaky.ref.name} has restarted, too", until=now + treatment.proof)
     since = min((pod.ready_since for pod in successors if pod.ready_since), default=None)
-    if since is not None and now - since >= treatment.proof:
-        return Recovered(f"a successor has been Ready for {show_duration(now - since)}")
     if since is not None:
-        return Defer(f"a successor has been Ready for {show_duration(now - since)}", until=since + treatment.proof)
+        # It may have become Ready at the end of the second that its condition names.
+        proof = max(now - since - SECOND, timedelta(0))
+        ready = f"a successor has been Ready for {show_duration(proof)}"
+        return Recovered(ready) if proof >= treatment.proof else Defer(ready, until=now + treatment.proof - proof)
     return Defer(f"{successors[0].ref.name} is not Ready yet", until=now + treatment.proof)
 
 
@@ -273,8 +276,7 @@ def succeeds(pod: Pod, treatment: Treatment) -> bool:
     owner = treatment.owner
     if owner is None or pod.controller is None or pod.ref.uid == treatment.target.uid or pod.terminating:
         return False
-    # creationTimestamp has whole seconds.
-    return pod.controller.uid == owner.controller and pod.created >= treatment.acted_at - timedelta(seconds=1)
+    return pod.controller.uid == owner.controller and pod.created >= treatment.acted_at - SECOND
 
 
 main = serve(find, decide, recovered)

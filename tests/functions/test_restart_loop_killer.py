@@ -44,6 +44,8 @@ from tests.values import (
 
 SIGNAL = PodSignal("shop", "cart-1", CART.uid)
 PROOF = 10 * MINUTE
+# Conditions tell whole seconds.
+PROVEN = PROOF + timedelta(seconds=1)
 SOON = 10 * MINUTE
 OLD = timedelta(days=3)
 
@@ -337,12 +339,12 @@ NOBODY = Defer("no successor has appeared yet", until=NOW + PROOF)
 
 
 async def test_recovers_when_a_successor_has_been_ready_for_the_proof() -> None:
-    assert await verdict(a_successor(ready_for=PROOF)) == Recovered("a successor has been Ready for 10m")
+    assert await verdict(a_successor(ready_for=PROVEN)) == Recovered("a successor has been Ready for 10m")
 
 
 async def test_waits_for_the_whole_proof() -> None:
-    ready_for = PROOF - timedelta(seconds=1)
-    assert await verdict(a_successor(ready_for=ready_for)) == Defer(
+    # Which may have begun at the end of the second that stands in the condition.
+    assert await verdict(a_successor(ready_for=PROOF)) == Defer(
         "a successor has been Ready for 9m59s", until=NOW + timedelta(seconds=1)
     )
 
@@ -388,7 +390,7 @@ async def test_a_successor_that_restarts_is_no_proof_even_beside_a_healthy_one(a
 
 
 async def test_a_successor_that_restarted_a_little_and_is_ready_for_the_proof_has_recovered() -> None:
-    settled = a_successor(app=[a_status(restarts=3, state=RUNNING)], ready_for=PROOF)
+    settled = a_successor(app=[a_status(restarts=3, state=RUNNING)], ready_for=PROVEN)
     assert await verdict(settled) == Recovered("a successor has been Ready for 10m")
 
 
@@ -410,7 +412,7 @@ async def test_the_pod_of_a_stateful_set_is_followed_by_one_of_the_same_name() -
     successor = a_pod(
         Ref("v1", "Pod", "shop", CART.name, "uid-of-the-next"),
         app=[a_status(state=RUNNING, restarts=0, last={})],
-        ready_for=PROOF,
+        ready_for=PROVEN,
     )
     assert await verdict(successor) == Recovered("a successor has been Ready for 10m")
 
@@ -436,7 +438,7 @@ async def test_an_owner_of_an_unknown_kind_is_waited_for_like_any_other() -> Non
     machine = Ref("x/v1", "Machine", "shop", "cart", "uid-cart")
     assert await without_successor(ago=4 * MINUTE, owner=machine) == Defer(NOBODY.because, until=NOW + 6 * MINUTE)
     assert await without_successor(owner=machine) == NOBODY
-    healthy = a_successor(ready_for=PROOF)
+    healthy = a_successor(ready_for=PROVEN)
     assert await without_successor(healthy, owner=machine) == Recovered("a successor has been Ready for 10m")
 
 
