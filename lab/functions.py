@@ -29,7 +29,7 @@ def kebab(folder: str) -> str:
 async def install(plane: ControlPlane, folders: list[str]) -> None:
     """Apply what the functions need: namespace, CRDs, rights, and the lab's policy."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    common = [file for file in sorted(_KNATIVE.glob("*.yaml")) if file.name != "kustomization.yaml"]
+    common = [file for file in sorted((_KNATIVE / "base").glob("*.yaml")) if file.name != "kustomization.yaml"]
     rights = [_KNATIVE / kebab(folder) / "rbac.yaml" for folder in folders]
     crds = sorted((_KNATIVE / "crds").glob("*.yaml"))
     files = [*common, *crds, *(file for file in rights if file.exists())]

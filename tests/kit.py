@@ -36,7 +36,7 @@ def kubectl(plane: ControlPlane, *arguments: str) -> str:
 
 async def install(plane: ControlPlane) -> None:
     """Apply what a user applies: CRDs, namespace, ledger, permissions."""
-    folders = ("knative/crds", "knative/namespace.yaml", "knative/ledger.yaml")
+    folders = ("knative/crds", "knative/base/namespace.yaml", "knative/base/ledger.yaml")
     files = [
         str(ROOT / name) for name in (*folders, *(f"knative/{f}/rbac.yaml" for f in ("restart-loop-killer", "waker")))
     ]

@@ -450,7 +450,7 @@ async def test_without_the_ledger_nothing_is_done(here: kit.Place, arc: Arc[Any]
             await handled(arc, pod)
         assert here.evictions() == []
     finally:
-        kit.kubectl(here.plane, "apply", "--server-side", "-f", str(kit.ROOT / "knative/ledger.yaml"))
+        kit.kubectl(here.plane, "apply", "--server-side", "-f", str(kit.ROOT / "knative/base/ledger.yaml"))
     assert (await handled(arc, pod)).outcome == "applied"
 
 
@@ -462,7 +462,7 @@ async def test_a_ledger_that_is_lost_while_it_works_stops_it_too(here: kit.Place
         with pytest.raises(UnavailableError, match="kreflex-ledger is missing"):
             await handled(arc, second)
     finally:
-        kit.kubectl(here.plane, "apply", "--server-side", "-f", str(kit.ROOT / "knative/ledger.yaml"))
+        kit.kubectl(here.plane, "apply", "--server-side", "-f", str(kit.ROOT / "knative/base/ledger.yaml"))
     assert here.evictions() == uids(first)
 
 
