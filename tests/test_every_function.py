@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 import kreflex
-from kreflex.actions import ACTIONS, Rule
+from kreflex.actions import ACTIONS
 from kreflex.errors import SettingsError
+from kreflex.rule import Rule
 from kreflex.settings import Settings
 from kreflex.signals import Signal
 

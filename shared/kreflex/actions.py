@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError, ThrottledError
+from kreflex.rule import Check, Rule
 from kreflex.views import JSON, Pod, Ref, Workload
 
 
@@ -20,15 +21,6 @@ class BlockedError(KreflexError):
     def __init__(self, because: str, cause: str) -> None:
         super().__init__(because)
         self.cause = cause
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One permission, as RBAC writes it."""
-
-    group: str
-    resource: str
-    verb: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +89,17 @@ class Action(ABC):
         """Tell whether it has been done already, by whomever: asked after a crash, before anything is done again."""
 
 
+_PRECONDITIONS = Check(
+    "has(object.deleteOptions) && has(object.deleteOptions.preconditions)"
+    " && has(object.deleteOptions.preconditions.uid) && has(object.deleteOptions.preconditions.resourceVersion)",
+    "an eviction names the pod's UID and resourceVersion in its preconditions",
+)
+_GRACE = Check(
+    "!has(object.deleteOptions) || !has(object.deleteOptions.gracePeriodSeconds)",
+    "an eviction leaves the pod its own grace period",
+)
+
+
 @dataclass(frozen=True)
 class EvictPod(Action):
     """Evict a pod, so that its owner makes a new one. PodDisruptionBudgets hold; the pod's own grace period holds."""
@@ -104,7 +107,10 @@ class EvictPod(Action):
     pod: Pod
     top: Workload | None
 
-    rbac: ClassVar[tuple[Rule, ...]] = (Rule("", "pods/eviction", "create"), Rule("", "pods", "get"))
+    rbac: ClassVar[tuple[Rule, ...]] = (
+        Rule("", "pods/eviction", "create", checks=(_PRECONDITIONS, _GRACE)),
+        Rule("", "pods", "get"),
+    )
     verb: ClassVar[str] = "evict"
     past: ClassVar[str] = "Evicted"
 

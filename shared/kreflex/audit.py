@@ -12,11 +12,25 @@ from kreflex.cluster import Writer
 from kreflex.errors import KreflexError
 from kreflex.policy import GROUP
 from kreflex.records import Record
+from kreflex.rule import Check, Rule
 from kreflex.views import JSON
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("kreflex")
 
 _NOTE = 1000
+RBAC = (
+    Rule(
+        "events.k8s.io",
+        "events",
+        "create",
+        checks=(
+            Check(
+                f"object.?reportingController.orValue('') == '{GROUP}/' + variables.me",
+                "an Event says which function wrote it",
+            ),
+        ),
+    ),
+)
 
 
 def configure_logging() -> None:

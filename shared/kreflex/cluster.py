@@ -21,6 +21,7 @@ from kubernetes.client.configuration import Configuration
 
 from kreflex.clock import ServerClock
 from kreflex.errors import ApiError, ConflictError, GoneError, SettingsError, ThrottledError, UnavailableError
+from kreflex.rule import Rule
 from kreflex.views import JSON, Pod, Ref, Workload, pod_view, workload_view
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ _PLURALS = {
     ("batch", "Job"): "jobs",
     ("argoproj.io", "Rollout"): "rollouts",
 }
+OWNERS = tuple(Rule(group, plural, "get") for (group, _), plural in _PLURALS.items())
 _ERRORS: Mapping[int, type[ApiError]] = {404: GoneError, 409: ConflictError, 429: ThrottledError}
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=3)
 _PAGE = 500

@@ -16,6 +16,7 @@ from kreflex.ledger import Ledger, Request
 from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
 from kreflex.prom import Metrics
 from kreflex.records import Outcome, Record
+from kreflex.rule import Rule
 from kreflex.views import JSON
 
 OPT_OUT = f"{GROUP}/opt-out"
@@ -26,6 +27,9 @@ _BEFORE_HOW = 300
 EARLY = "TooEarly"
 # What is missing of an approval: all of it, the right plan, or time.
 APPROVAL, MISMATCH, EXPIRED = "Approval", "ApprovalMismatch", "ApprovalExpired"
+# A storm is counted over all namespaces of a policy. The other guards read what an action carries, the ledger, or
+# Prometheus.
+RBAC = (Rule(GROUP, "remediations", "list", "cluster"),)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from kreflex.cluster import Reader, Writer
 from kreflex.durations import show_duration
 from kreflex.errors import ConflictError, GoneError, UnavailableError
 from kreflex.policy import Limits, Useless
+from kreflex.rule import Rule
 from kreflex.views import JSON
 
 NAME = "kreflex-ledger"
+RBAC_TO_READ = (Rule("", "configmaps", "get", "home", (NAME,)),)
+RBAC = (*RBAC_TO_READ, Rule("", "configmaps", "update", "home", (NAME,), ("data",)))
 State = Literal["", "Applied", "Recovered", "Ineffective", "Unknown"]
 # What is left of an admission whose remediation never acted: it spent nothing.
 WITHDRAWN = "Withdrawn"

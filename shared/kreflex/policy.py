@@ -16,11 +16,16 @@ from pydantic.alias_generators import to_camel
 from kreflex.cluster import Reader
 from kreflex.durations import PATTERN, Duration, parse_duration
 from kreflex.errors import ApiError, UnavailableError
+from kreflex.rule import Rule
 from kreflex.views import JSON
 
 GROUP = "kreflex.dev"
 VERSION = "v1alpha1"
 PROTECTED = ("kube-system", "kube-public", "kube-node-lease")
+# On a namespace, with any value but "false": admission refuses each action there.
+PROTECTED_LABEL = f"{GROUP}/protected"
+# One freeze in any namespace must be seen, so the namespaced policies are read in all of them at once.
+RBAC = tuple(Rule(GROUP, plural, "list", "cluster") for plural in ("clusterremediationpolicies", "remediationpolicies"))
 
 Mode = Literal["DryRun", "Approve", "Auto"]
 # More than a cluster has pods.

@@ -14,6 +14,7 @@ from kreflex.cluster import Reader, Writer
 from kreflex.durations import Duration
 from kreflex.errors import ConflictError, GoneError, UnavailableError
 from kreflex.policy import GROUP, VERSION, Part
+from kreflex.rule import Check, Rule
 from kreflex.views import JSON, Ref
 
 Phase = Literal["Open", "Acting", "Applied", "Done"]
@@ -24,6 +25,35 @@ API = f"{GROUP}/{VERSION}"
 HISTORY = 20
 _NAME = 200
 _KNOWN = 10_000
+
+_MINE = "a function writes its own records only"
+RBAC = (
+    Rule(GROUP, "remediations", "get"),
+    Rule(
+        GROUP,
+        "remediations",
+        "create",
+        checks=(
+            Check("object.spec.function == variables.me", _MINE),
+            Check("!has(object.spec.approval)", "a function approves nothing"),
+        ),
+    ),
+    Rule(
+        GROUP,
+        "remediations/status",
+        "patch",
+        fields=("status",),
+        checks=(Check("oldObject.spec.function == variables.me", _MINE),),
+    ),
+)
+RBAC_TO_CLEAR = (
+    Rule(
+        GROUP,
+        "remediations",
+        "delete",
+        checks=(Check("oldObject.?status.?phase.orValue('') == 'Done'", "only a record that is Done is removed"),),
+    ),
+)
 
 
 def _show(moment: datetime) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import ClassVar, TypeGuard
 
+from kreflex.cluster import OWNERS
+from kreflex.rule import Rule
 from kreflex.views import Pod
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
@@ -35,6 +37,10 @@ class PodSignal:
     seen: Pod | None = field(default=None, repr=False)
     source: str = ""
     delivery: str = ""
+
+    # What is read to decide and to prove; and what to find such a signal without an event, as the waker does.
+    rbac: ClassVar[tuple[Rule, ...]] = (Rule("", "pods", "get"), Rule("", "pods", "list"), *OWNERS)
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = (Rule("", "pods", "list"),)
 
     @property
     def recorded(self) -> bool:
