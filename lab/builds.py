@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +29,8 @@ class Module:
 
     name: str
     programs: dict[str, str]
+    peers: dict[str, str] = field(default_factory=dict)
+    """Programs of others that only `make test-peers` needs."""
     tags: str = ""
     version_of: str = ""
     """The module whose version is linked into Kubernetes programs; they call themselves v0.0.0 otherwise."""
@@ -38,6 +40,11 @@ class Module:
     @property
     def directory(self) -> Path:
         return PACKAGE / "go" / self.name
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """All its programs, and what each is built from."""
+        return self.programs | self.peers
 
     @property
     def flags(self) -> list[str]:
@@ -51,7 +58,7 @@ class Module:
     @property
     def key(self) -> str:
         """Changes when a pin, a flag or the machine does."""
-        sources = sorted(self.directory.glob("*.go"))
+        sources = sorted(self.directory.rglob("*.go"))
         parts = [file.read_bytes() for file in (self.directory / "go.mod", self.directory / "go.sum", *sources)]
         parts.append(repr((self.flags, self.stub, platform.system(), platform.machine())).encode())
         return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
@@ -94,15 +101,26 @@ MODULES = (
         {name: f"{_ALERTMANAGER}/cmd/{name}" for name in ("alertmanager", "amtool")},
         stub=(_ALERTMANAGER, "ui/app/dist/index.html"),
     ),
-    # Knative's adapter with a main of ours: see there.
-    Module("eventing", {"apiserver_receive_adapter": "."}),
+    # Knative's adapter and channel have mains of ours: see there.
+    Module(
+        "eventing",
+        {"apiserver_receive_adapter": "."},
+        peers={
+            "broker_channel": "./channel",
+            "broker_filter": "knative.dev/eventing/cmd/broker/filter",
+            "broker_ingress": "knative.dev/eventing/cmd/broker/ingress",
+        },
+    ),
+    # One program for sensors and event sources, for each links the SDKs of all clouds.
+    Module("argo-events", {}, peers={"argo_events": "."}),
+    Module("nats", {}, peers={"nats-server": "github.com/nats-io/nats-server/v2"}),
 )
 
 
 def module_of(program: str) -> Module:
     """The module that a program is built from."""
     for module in MODULES:
-        if program in module.programs:
+        if program in module.packages:
             return module
     raise LabError(f"the lab knows no program {program}")
 
@@ -189,7 +207,7 @@ def _build(module: Module, program: str, go: Path, progress: Progress) -> None:
     log.parent.mkdir(exist_ok=True)
     log.write_bytes(b"")
     mod_file = _with_stub(module, go, log) if module.stub else []
-    command: list[str | Path] = [go, "build", "-v", *mod_file, *module.flags, "-o", draft, module.programs[program]]
+    command: list[str | Path] = [go, "build", "-v", *mod_file, *module.flags, "-o", draft, module.packages[program]]
     try:
         _run(program, command, module.directory, go, log, progress)
         draft.replace(target)

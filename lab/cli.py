@@ -15,7 +15,7 @@ from rich.table import Table
 from lab import stack, state
 from lab.errors import LabError
 from lab.paths import REPOSITORY, Home
-from lab.toolchain import PROGRAMS, Toolchain
+from lab.toolchain import PEERS, PROGRAMS, Toolchain
 
 _FOLLOW_SECONDS = 0.3
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true")
     logs.set_defaults(run=_logs)
     build = commands.add_parser("build", help="build the programs that are missing, and start nothing")
+    build.add_argument("--peers", action="store_true", help="also the larger programs of others (make test-peers)")
     build.set_defaults(run=_build)
     scenario = commands.add_parser("scenario", parents=[common], help="break something and tell what happens")
     scenario.add_argument("name")
@@ -170,10 +171,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _build(_: argparse.Namespace) -> int:
+def _build(arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
-    Toolchain().ensure(PROGRAMS)
-    _tell(f"all {len(PROGRAMS)} programs are there ({time.monotonic() - begin:.0f} s)")
+    programs = PROGRAMS + PEERS if arguments.peers else PROGRAMS
+    Toolchain().ensure(programs)
+    _tell(f"all {len(programs)} programs are there ({time.monotonic() - begin:.0f} s)")
     return 0
 
 

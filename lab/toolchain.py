@@ -24,8 +24,10 @@ _FITS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "promtool": (("--version",), r"version 3\."),
     "alertmanager": (("--version",), r"version 0\.(2[89]|3\d)\."),
     "amtool": (("--version",), r"version 0\.(2[89]|3\d)\."),
+    "nats-server": (("--version",), r"v2\.1\d\."),
 }
 PROGRAMS = tuple(program for module in builds.MODULES for program in module.programs)
+PEERS = tuple(program for module in builds.MODULES for program in module.peers)
 
 
 @dataclass
