@@ -17,7 +17,7 @@ import aiohttp
 from bench import judge, rig
 from bench.rig import Json, Rig
 from lab.api import eventually
-from lab.faults import Strike, Write
+from lab.faults import Call, Strike
 
 # The writes of one remediation, in order. A calm one is compared with this list before anything is struck.
 STEPS = ("record", "ledger", "Acting", "eviction", "Applied", "Done", "event")
@@ -116,7 +116,7 @@ class Trial:
         await rig.tell(self._client, f"{self.rig.balancer.url}/copies", fault.pod)
 
     def _aim(self, fault: Fault, plan: Plan) -> Strike:
-        def chosen(write: Write) -> bool:
+        def chosen(write: Call) -> bool:
             return write.step == plan.step and write.concerns(fault.name)
 
         strike = Strike(chosen, plan.moment, plan.blow, STOP)
@@ -241,18 +241,18 @@ async def calm_steps(running: Rig) -> list[str]:
         trial = Trial(running, where, client, 1)
         fault = Fault("calm", None, (await rig.pods(running.plane, where, "calm"))[0])
         for replica in running.replicas:
-            replica.proxy.writes.clear()
+            replica.proxy.forget()
         await rig.break_pod(running.plane, fault.pod)
         fault.pod = await trial._looping(fault)  # noqa: SLF001
 
-        async def announced() -> list[Write] | None:
+        async def announced() -> list[Call] | None:
             await trial._tell(fault)  # noqa: SLF001
             await asyncio.sleep(0.5)
             writes = [write for replica in running.replicas for write in replica.proxy.writes]
             return writes if any(write.step == "event" for write in writes) else None
 
         running.balancer.count(fault.name)
-        writes: list[Write] = await eventually(announced, "a calm remediation", patience=60)
+        writes: list[Call] = await eventually(announced, "a calm remediation", patience=60)
     return [write.step for write in writes]
 
 
