@@ -154,14 +154,17 @@ class ControlPlane:
         await self.children.pop(name).stop()
         self.state.forget(name)
 
-    async def token(self, service_account: str, namespace: str) -> str:
-        """A token of a ServiceAccount, which is made (with its namespace) if it does not exist."""
+    async def token(self, service_account: str, namespace: str, audience: str = "") -> str:
+        """A token of a ServiceAccount, which is made (with its namespace) if it does not exist.
+
+        It is for the API server, unless an audience is named.
+        """
         await self._make("/api/v1/namespaces", namespace)
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         await self._make(accounts, service_account)
-        answer = await self.api.post(
-            f"{accounts}/{service_account}/token", {"spec": {"expirationSeconds": _TOKEN_SECONDS}}
-        )
+        audiences = {"audiences": [audience]} if audience else {}
+        spec = {"expirationSeconds": _TOKEN_SECONDS, **audiences}
+        answer = await self.api.post(f"{accounts}/{service_account}/token", {"spec": spec})
         token: str = answer["status"]["token"]
         return token
 

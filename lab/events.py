@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lab import audit, manifests, processes
+from lab import audit, callers, manifests, processes
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.monitoring import NAMESPACE
@@ -21,7 +21,9 @@ async def start_relay(plane: ControlPlane, port: int, subscribers: Sequence[Subs
     file = plane.home.config / "subscribers.json"
     file.write_text(json.dumps([asdict(subscriber) for subscriber in subscribers], indent=1))
     url = f"http://127.0.0.1:{port}"
-    command = processes.python("lab.relay", f"--subscribers={file}", f"--journal={plane.home.events}", f"--port={port}")
+    token = await callers.issue(plane, "relay")
+    options = (f"--subscribers={file}", f"--journal={plane.home.events}", f"--port={port}", f"--token-file={token}")
+    command = processes.python("lab.relay", *options)
     child = plane.start_child("relay", command, environment=processes.importable(), url=f"{url}/healthz")
     await child.ready(processes.answers(f"{url}/healthz"))
     return url
@@ -61,5 +63,6 @@ async def start_adapter(plane: ControlPlane, sink: str, *, program: Path | None 
 
 async def start_ticker(plane: ControlPlane, url: str, seconds: float = 2.0) -> None:
     """Start to wake the waker as a PingSource would."""
-    command = processes.python("lab.ticker", url, f"--seconds={seconds}")
+    token = await callers.issue(plane, "ticker")
+    command = processes.python("lab.ticker", url, f"--seconds={seconds}", f"--token-file={token}")
     plane.start_child("ticker", command, environment=processes.importable())

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from lab import manifests, processes
+from lab import callers, manifests, processes
 from lab.cluster import ControlPlane
 from lab.paths import REPOSITORY
 
@@ -27,15 +27,16 @@ def kebab(folder: str) -> str:
 
 
 async def install(plane: ControlPlane, folders: list[str]) -> None:
-    """Apply what the functions need: namespace, CRDs, rights, and the lab's policy."""
+    """Apply what the functions need: namespace, CRDs, rights, and the lab's policy; and issue a person's token."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    common = [file for file in sorted((_KNATIVE / "base").glob("*.yaml")) if file.name != "kustomization.yaml"]
+    common = [_KNATIVE / "base" / name for name in ("namespace.yaml", "ledger.yaml")]
     rights = [_KNATIVE / kebab(folder) / "rbac.yaml" for folder in folders]
-    crds = sorted((_KNATIVE / "crds").glob("*.yaml"))
+    crds = [file for file in sorted((_KNATIVE / "crds").glob("*.yaml")) if file.name != "kustomization.yaml"]
     files = [*common, *crds, *(file for file in rights if file.exists())]
     await manifests.apply(plane.api, [namespace, *manifests.read(*files)], NAMESPACE)
     if _POLICY.exists():
         await manifests.apply(plane.api, manifests.read(_POLICY), NAMESPACE)
+    await callers.issue(plane, callers.PERSON)
 
 
 async def start(plane: ControlPlane, folder: str, port: int, environment: dict[str, str]) -> str:
@@ -48,8 +49,11 @@ async def start(plane: ControlPlane, folder: str, port: int, environment: dict[s
         "PORT": str(port),
         "KUBECONFIG": str(config),
         "KREFLEX_NAMESPACE": NAMESPACE,
+        **callers.SETTINGS,
         **environment,
     }
+    if folder == WAKER:
+        settings["TOKEN_FILE"] = str(await callers.issue(plane, WAKER, NAMESPACE))
     command: list[str | Path] = [*processes.python("kreflex", folder)]
     child = plane.start_child(name, command, environment=settings | processes.importable(), url=f"{url}/readyz")
     await child.ready(processes.answers(f"{url}/readyz"))

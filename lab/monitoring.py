@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from lab import manifests, processes
+from lab import callers, manifests, processes
 from lab.cluster import ControlPlane
 from lab.paths import REPOSITORY
 from lab.toolchain import Toolchain
 
-NAMESPACE = "kreflex-lab"
+NAMESPACE = callers.NAMESPACE
 _RULES = REPOSITORY / "triggers" / "prometheus"
 _ROUTES = REPOSITORY / "triggers" / "alertmanager" / "alertmanager.yaml"
 _EXPORTED = [
@@ -113,7 +113,8 @@ async def start_alertmanager(
     program = program or Toolchain().ensure(["alertmanager"])["alertmanager"]
     config = plane.home.config / "alertmanager.yaml"
     routes = yaml.safe_load(_ROUTES.read_text()) if _ROUTES.exists() else None
-    config.write_text(yaml.safe_dump(alertmanager_config(receivers, routes), sort_keys=False))
+    token = await callers.issue(plane, "alertmanager")
+    config.write_text(yaml.safe_dump(alertmanager_config(receivers, token, routes), sort_keys=False))
     url = f"http://127.0.0.1:{port}"
     command: list[str | Path] = [
         program,
@@ -129,8 +130,10 @@ async def start_alertmanager(
     return url
 
 
-def alertmanager_config(receivers: Mapping[str, str], shipped: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The shipped configuration with the lab's URLs and patience, or one that sends every alert to all receivers."""
+def alertmanager_config(
+    receivers: Mapping[str, str], token_file: Path, shipped: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The shipped configuration with the lab's URLs, token and patience, or one that tells all receivers of all."""
     config = shipped or _send_all(receivers)
     for receiver in config["receivers"]:
         url = receivers.get(receiver["name"])
@@ -138,6 +141,7 @@ def alertmanager_config(receivers: Mapping[str, str], shipped: dict[str, Any] | 
             receiver.pop("webhook_configs", None)
         for webhook in receiver.get("webhook_configs", ()):
             webhook["url"] = f"{url}/"
+            webhook["http_config"] = {"authorization": {"type": "Bearer", "credentials_file": str(token_file)}}
     _hurry(config["route"])
     return config
 

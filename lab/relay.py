@@ -18,6 +18,8 @@ from typing import Any, TextIO
 import aiohttp
 from aiohttp import web
 
+from lab import bearer
+
 # Knative retries these: https://github.com/knative/eventing/blob/main/pkg/kncloudevents/retries.go (SelectiveRetry)
 _RETRIED = {404, 408, 409, 429}
 _STRUCTURED = "application/cloudevents+json"
@@ -123,6 +125,8 @@ class Relay:
     retries: Retries = field(default_factory=Retries)
     waiting: int = _WAITING
     at_once: int = _AT_ONCE
+    token_file: Path | None = None
+    """Who calls must show who it is; read anew for each event, because a token is changed while it is held."""
 
     def __post_init__(self) -> None:
         # One queue a subscriber: a function that is down must not hold up the others.
@@ -206,7 +210,8 @@ class Relay:
     ) -> tuple[int, Event | None]:
         """The answer's status, 0 for none, and the event that it carried."""
         try:
-            async with session.post(subscriber.url, data=event.body, headers=event.headers) as answer:
+            shown = bearer.shown(self.token_file) if self.token_file else {}
+            async with session.post(subscriber.url, data=event.body, headers={**event.headers, **shown}) as answer:
                 body = await answer.content.read(_LIMIT)
                 if answer.status >= 300 or event.hops >= _HOPS:
                     return answer.status, None
@@ -227,13 +232,14 @@ def main() -> None:
     parser.add_argument("--subscribers", type=Path, required=True)
     parser.add_argument("--journal", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--token-file", type=Path)
     arguments = parser.parse_args()
 
     subscribers = read_subscribers(arguments.subscribers)
     names = ", ".join(subscriber.name for subscriber in subscribers) or "nobody"
     print(f"The lab's relay, which is not a Broker, hands events on to {names}.", flush=True)
     with arguments.journal.open("a") as file:
-        asyncio.run(_run(Relay(subscribers, Journal(file)), arguments.port))
+        asyncio.run(_run(Relay(subscribers, Journal(file), token_file=arguments.token_file), arguments.port))
 
 
 async def _run(relay: Relay, port: int) -> None:

@@ -5,19 +5,22 @@ import asyncio
 import contextlib
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import aiohttp
+
+from lab import bearer
 
 _PATIENCE = 60
 
 
-async def tick(url: str, seconds: float) -> None:
+async def tick(url: str, seconds: float, token_file: Path) -> None:
     """POST a PingSource's event to a URL each so many seconds, for ever; who does not answer is asked again."""
     limit = aiohttp.ClientTimeout(total=_PATIENCE)
     async with aiohttp.ClientSession(timeout=limit) as session:
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                async with session.post(url, data=b"{}", headers=_headers()) as answer:
+                async with session.post(url, data=b"{}", headers=_headers() | bearer.shown(token_file)) as answer:
                     await answer.read()
             await asyncio.sleep(seconds)
 
@@ -38,9 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.ticker", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--token-file", type=Path, required=True)
     arguments = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(tick(arguments.url, arguments.seconds))
+        asyncio.run(tick(arguments.url, arguments.seconds, arguments.token_file))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import yaml
 
 import kreflex
 from kreflex.actions import ACTIONS
+from kreflex.auth import CallerSettings
 from kreflex.errors import SettingsError
 from kreflex.rule import Rule
 from kreflex.settings import Settings
@@ -178,7 +179,8 @@ def test_names_all_settings_that_it_can_not_read_at_once(folder: Path, monkeypat
 @every_function
 def test_does_not_start_with_rubbish_and_names_all_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = [name.upper() for name in settings_of(load(folder, monkeypatch)).model_fields]
-    names = ["KUBECONFIG", "PORT", "PROMETHEUS_URL", *own]
+    callers = [name.upper() for name in CallerSettings.model_fields]
+    names = ["KUBECONFIG", "PORT", "PROMETHEUS_URL", *callers, *own]
     environment = {**os.environ, **dict.fromkeys(names, "not { a value")}
     command = [sys.executable, "-m", "kreflex", folder.name]
     answer = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)

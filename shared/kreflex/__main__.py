@@ -12,6 +12,7 @@ import uvicorn
 from functions_framework.aio import create_asgi_app
 
 from kreflex.audit import configure_logging
+from kreflex.auth import CallerSettings
 from kreflex.cluster import load_credentials
 from kreflex.errors import SettingsError
 
@@ -45,14 +46,15 @@ def _made(source: Path) -> tuple[int, Any]:
     faults: list[str] = []
     # Untyped in functions-framework 3.10.
     make = partial(create_asgi_app, target="main", source=str(source), signature_type="http")
-    for step in (_port, load_credentials, make):
+    for step in (_port, load_credentials, make, CallerSettings.from_environment):
         try:
             made.append(step())
         except SettingsError as error:
             faults += error.faults
     if faults:
-        sys.exit("\n".join(["This function can't start with its configuration:", *(f"  {fault}" for fault in faults)]))
-    port, _, app = made
+        told = (f"  {fault}" for fault in dict.fromkeys(faults))
+        sys.exit("\n".join(["This function can't start with its configuration:", *told]))
+    port, _, app, _ = made
     return port, app
 
 

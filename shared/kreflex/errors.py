@@ -23,6 +23,14 @@ class BadEventError(KreflexError):
         self.field = field
 
 
+class UnauthenticatedError(KreflexError):
+    """A caller who does not show who he is. Answered 401, which no sender repeats."""
+
+
+class ForbiddenError(KreflexError):
+    """A caller who shows who he is, and may not call. Answered 403, which no sender repeats."""
+
+
 class TooLargeError(KreflexError):
     """A body over the limit of its ingress. Answered 413."""
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -14,9 +15,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kreflex.audit import log
+from kreflex.auth import CallerSettings, Gate
 from kreflex.cluster import Reader, Transport, Writer, load_credentials
 from kreflex.decisions import Defer, Verdict
-from kreflex.errors import BadEventError, KreflexError, SettingsError, TooLargeError, UnavailableError
+from kreflex.errors import (
+    BadEventError,
+    ForbiddenError,
+    KreflexError,
+    SettingsError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from kreflex.ingress import alertmanager, cloudevents
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
@@ -37,6 +47,15 @@ REFLEXES: dict[str, Reflex[Any]] = {}
 _TOLD = 50
 
 
+@dataclass(frozen=True)
+class Service:
+    """What a request meets: who lets it in, what handles it, and what tells whether we are ready for it."""
+
+    gate: Gate
+    handle: Callable[[Delivery], Awaitable[Response]]
+    ready: Callable[[], Awaitable[object]]
+
+
 def serve(
     find: Callable[[World, S], AsyncIterator[Signal]],
     decide: Callable[[Signal, World, S], Awaitable[Any]],
@@ -51,13 +70,24 @@ def serve(
     reflex = Reflex(name, find, decide, recovered, settings_class.from_environment())
     REFLEXES[name] = reflex
     core = CoreSettings.from_environment()
-    arcs: list[Arc[S]] = []
+
+    def made() -> Service:
+        transport = Transport(load_credentials())
+        arc = Arc(reflex, core, transport)
+        gate = Gate(CallerSettings.from_environment(), transport)
+        return Service(gate, lambda delivery: _handle(arc, delivery), lambda: load_policies(arc.reader))
+
+    return _main(made)
+
+
+def _main(make: Callable[[], Service]) -> Main:
+    services: list[Service] = []
 
     async def main(request: Request) -> Response:
         # Made at the first request: credentials are needed then, and connections belong to the running loop.
-        if not arcs:
-            arcs.append(Arc(reflex, core, Transport(load_credentials())))
-        return await answer(request, lambda delivery: _handle(arcs[0], delivery), lambda: load_policies(arcs[0].reader))
+        if not services:
+            services.append(make())
+        return await answer(request, services[0])
 
     return main
 
@@ -66,17 +96,15 @@ def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
     """Make the waker's `main`: every event that arrives is one round; raises SettingsError for an unknown function."""
     core = CoreSettings.from_environment()
     reflexes = [_reflex(name) for name in urls]
-    wakers: list[tuple[Waker, Reader]] = []
 
-    async def main(request: Request) -> Response:
-        if not wakers:
-            transport = Transport(load_credentials())
-            world = World(Reader(transport), Metrics(core.prometheus_url))
-            wakers.append((Waker(urls, reflexes, world, Writer(transport), core, retain), world.cluster))
-        waker, reader = wakers[0]
-        return await answer(request, lambda _: _round(waker), lambda: load_policies(reader))
+    def made() -> Service:
+        transport = Transport(load_credentials())
+        world = World(Reader(transport), Metrics(core.prometheus_url))
+        waker = Waker(urls, reflexes, world, Writer(transport), core, retain)
+        gate = Gate(CallerSettings.from_environment(), transport)
+        return Service(gate, lambda _: _round(waker), lambda: load_policies(world.cluster))
 
-    return main
+    return _main(made)
 
 
 def _reflex(name: str) -> Reflex[Any]:
@@ -96,16 +124,18 @@ async def _round(waker: Waker) -> Response:
     return Response(status_code=204)
 
 
-async def answer(
-    request: Request,
-    handle: Callable[[Delivery], Awaitable[Response]],
-    ready: Callable[[], Awaitable[object]],
-) -> Response:
+async def answer(request: Request, service: Service) -> Response:
     """Answer one request: probes by path, everything else as a delivery; every failure becomes its status code."""
     try:
         if request.method == "GET":
-            return await _probe(request.url.path, ready)
-        return await handle(await read(request))
+            return await _probe(request.url.path, service.ready)
+        # Before the body is read: a stranger's bytes are never parsed.
+        await service.gate.admit(request.headers.getlist("authorization"))
+        return await service.handle(await read(request))
+    except UnauthenticatedError as error:
+        return _refusal(401, error)
+    except ForbiddenError as error:
+        return _refusal(403, error)
     except BadEventError as error:
         return _problem(400, error)
     except TooLargeError as error:
@@ -148,6 +178,14 @@ async def _probe(path: str, ready: Callable[[], Awaitable[object]]) -> Response:
         await ready()
         return Response("ok")
     return _problem(404, KreflexError(f"{path} is not served; events are POSTed to /"))
+
+
+def _refusal(status: int, error: KreflexError) -> Response:
+    log.warning("request.refused", status=status, error=str(error))
+    refusal = _problem(status, error)
+    if status == 401:
+        refusal.headers["WWW-Authenticate"] = 'Bearer realm="kreflex"'
+    return refusal
 
 
 def _problem(status: int, error: KreflexError) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from kreflex.durations import Duration, parse_duration
 from kreflex.errors import SettingsError
@@ -41,12 +42,15 @@ def _faults(settings: type[Settings], source: Mapping[str, str]) -> list[str]:
 
 
 def _told(error: ValidationError) -> list[str]:
-    return [
-        f"{str(fault['loc'][0]).upper()} must be set"
-        if fault["type"] == "missing"
-        else f"{str(fault['loc'][0]).upper()} {fault['msg'].removeprefix('Value error, ')} (it is {fault['input']!r})"
-        for fault in error.errors()
-    ]
+    return [_sentence(fault) for fault in error.errors()]
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    name = str(fault["loc"][0]).upper()
+    if fault["type"] == "missing":
+        return f"{name} must be set"
+    given = f" (it is {fault['input']!r})" if fault["input"] else ""
+    return f"{name} {fault['msg'].removeprefix('Value error, ')}{given}"
 
 
 class CoreSettings(Settings):
@@ -56,4 +60,5 @@ class CoreSettings(Settings):
     prometheus_url: str = Field("", pattern=r"^(https?://\S+)?$")
     act_within: Duration = Field(parse_duration("30s"), description="How long one attempt may hold a record.")
     time_budget: Duration = Field(parse_duration("25s"), description="How long one request may take.")
+    token_file: str = Field("", description="The file with the token that the waker shows to the functions it calls.")
     concurrency: int = Field(8, ge=1, le=256, description="Signals of one request that are handled at the same time.")

@@ -148,7 +148,7 @@ class Waker:
     async def _send(self, name: str, kind: str, items: list[JSON]) -> list[str]:
         headers, body = cloudevents.write(_SOURCE, kind, name, {"items": items}, {})
         try:
-            await calls.post(self._urls[name], headers, body)
+            await calls.post(self._urls[name], headers, body, self._core.token_file)
         except UnavailableError as error:
             log.warning("waker.call_failed", function=name, kind=kind, items=len(items), error=str(error))
             return [str(error)]

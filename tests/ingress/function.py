@@ -6,14 +6,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.restart_loop_killer import main as killer
+from kreflex.auth import CallerSettings, Gate
 from kreflex.reflex import Arc
-from kreflex.serve import REFLEXES, _handle, _json, answer
+from kreflex.serve import REFLEXES, Service, _handle, _json, answer
 from kreflex.settings import CoreSettings
 from kreflex.signals import Delivery
 from tests.ingress.surroundings import API
 
 assert killer.main is not None
 ARC = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
+# Who may call is not asked here: tests/shared/test_auth.py does that.
+GATE = Gate(CallerSettings(callers="network"), API)
 
 
 async def echo(delivery: Delivery) -> Response:
@@ -29,5 +32,5 @@ async def ready() -> None:
 
 async def main(request: Request) -> Response:
     if request.url.path == "/echo":
-        return await answer(request, echo, ready)
-    return await answer(request, lambda delivery: _handle(ARC, delivery), ready)
+        return await answer(request, Service(GATE, echo, ready))
+    return await answer(request, Service(GATE, lambda delivery: _handle(ARC, delivery), ready))

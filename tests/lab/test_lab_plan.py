@@ -41,8 +41,10 @@ def test_the_shipped_routes_keep_their_receivers_and_get_the_lab_s_patience() ->
             {"name": "people"},
         ],
     }
-    config = monitoring.alertmanager_config({"killer": "http://127.0.0.1:1"}, shipped)
-    assert config["receivers"][0]["webhook_configs"] == [{"url": "http://127.0.0.1:1/", "max_alerts": 9}]
+    config = monitoring.alertmanager_config({"killer": "http://127.0.0.1:1"}, Path("token"), shipped)
+    shown = {"authorization": {"type": "Bearer", "credentials_file": "token"}}
+    hook = {"url": "http://127.0.0.1:1/", "max_alerts": 9, "http_config": shown}
+    assert config["receivers"][0]["webhook_configs"] == [hook]
     assert config["route"]["routes"][0]["group_wait"] == "1s"
 
 
@@ -51,7 +53,7 @@ def test_a_receiver_that_does_not_run_is_not_called() -> None:
         "route": {"receiver": "a"},
         "receivers": [{"name": "a", "webhook_configs": [{"url": "http://in-cluster/"}]}],
     }
-    assert monitoring.alertmanager_config({}, shipped)["receivers"] == [{"name": "a"}]
+    assert monitoring.alertmanager_config({}, Path("token"), shipped)["receivers"] == [{"name": "a"}]
 
 
 def test_rules_are_evaluated_as_often_as_the_lab_scrapes(tmp_path: Path) -> None:
