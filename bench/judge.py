@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -10,14 +11,54 @@ from lab import audit, functions
 from lab.cluster import ControlPlane
 
 ACCOUNTS = tuple(f"system:serviceaccount:{functions.NAMESPACE}:{name}" for name in (FUNCTION, functions.WAKER))
+_TIMES = ("requestReceivedTimestamp", "stageTimestamp")
 _WRITES = {"create", "update", "patch", "delete"}
 
 
 def writes(plane: ControlPlane) -> Iterator[dict[str, Any]]:
     """Each write request of the function and the waker, whatever it was answered."""
     for entry in audit.entries(plane.audit_log):
-        if entry["user"]["username"] in ACCOUNTS and entry["verb"] in _WRITES:
+        if entry["user"]["username"] in ACCOUNTS and entry["verb"] in _WRITES and not _asks(entry):
             yield entry
+
+
+def _asks(entry: dict[str, Any]) -> bool:
+    # A TokenReview is a question, although it is asked with a POST.
+    return bool((entry.get("objectRef") or {}).get("resource") == "tokenreviews")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of the function, as the API server saw it: when it came, and how long it took there."""
+
+    name: str
+    at: float
+    milliseconds: float
+    changes: bool
+    """Whether it writes an object. A TokenReview is a question, although it is asked with a POST."""
+
+
+def calls(plane: ControlPlane, account: str = ACCOUNTS[0]) -> list[Call]:
+    """Each request of the function, in the order of their arrival; the audit log has to have the reads, too."""
+    entries = (entry for entry in audit.entries(plane.audit_log) if entry["user"]["username"] == account)
+    return sorted((_call(entry) for entry in entries), key=lambda call: call.at)
+
+
+def _call(entry: dict[str, Any]) -> Call:
+    begun, ended = (datetime.fromisoformat(entry[name]).timestamp() for name in _TIMES)
+    meant = entry.get("objectRef") or {}
+    what = "/".join(filter(None, (meant.get("resource"), meant.get("subresource"))))
+    changes = entry["verb"] in _WRITES and what != "tokenreviews"
+    return Call(f"{entry['verb']} {what or entry['requestURI']}", begun, 1000 * (ended - begun), changes)
+
+
+def accepted(plane: ControlPlane) -> dict[str, float]:
+    """When the eviction of each pod was accepted first, by the pod's UID, whoever asked; in seconds of the wall clock."""
+    found: dict[str, float] = {}
+    for entry in audit.entries(plane.audit_log):
+        if _removes_pod(entry):
+            found.setdefault(_uid(entry), datetime.fromisoformat(entry["stageTimestamp"]).timestamp())
+    return found
 
 
 def evictions(plane: ControlPlane, namespace: str) -> list[tuple[str, datetime]]:

@@ -168,7 +168,7 @@ async def run(
     await rig.ready(plane, where, sum(apps.values()) + sum(bystanders.values()), patience=120)
     calm = {pod["metadata"]["uid"] for app in bystanders for pod in await rig.pods(plane, where, app)}
     gate = asyncio.Semaphore(width)
-    async with rig.session() as client:
+    async with rig.session(plane) as client:
         trial = Trial(running, where, client, deliveries)
         watcher = asyncio.create_task(trial.watch())
 
@@ -237,7 +237,7 @@ async def calm_steps(running: Rig) -> list[str]:
     where = await rig.namespace(running.plane)
     await rig.make(running.plane, where, "calm", 1)
     await rig.ready(running.plane, where, 1)
-    async with rig.session() as client:
+    async with rig.session(running.plane) as client:
         trial = Trial(running, where, client, 1)
         fault = Fault("calm", None, (await rig.pods(running.plane, where, "calm"))[0])
         for replica in running.replicas:

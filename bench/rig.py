@@ -20,7 +20,8 @@ from aiohttp import web
 
 from lab import events, functions, kubeconfig, nodes, processes
 from lab.api import Refused, eventually
-from lab.cluster import ControlPlane
+from lab.callers import SETTINGS, headers, issue
+from lab.cluster import ControlPlane, Options
 from lab.faults import FaultProxy, Strike
 from lab.ports import Ports
 from lab.processes import Child
@@ -35,9 +36,9 @@ _RELAYED = ("dev.knative.apiserver.resource.add", "dev.knative.apiserver.resourc
 
 
 @asynccontextmanager
-async def cluster(home: Path, count: int = 3) -> AsyncIterator[ControlPlane]:
+async def cluster(home: Path, count: int = 3, options: Options | None = None) -> AsyncIterator[ControlPlane]:
     """A control plane of the benchmark's own with nodes and an installed Kreflex, without any policy."""
-    async with ControlPlane(home) as plane:
+    async with ControlPlane(home, options) as plane:
         await nodes.start(plane, count)
         await functions.install(plane, [FOLDER, functions.WAKER])
         await eventually(lambda: _served(plane), "Kreflex's custom resources")
@@ -53,6 +54,16 @@ async def _served(plane: ControlPlane) -> bool:
     except Refused:
         return False
     return True
+
+
+def caller(plane: ControlPlane) -> dict[str, str]:
+    """The headers by which a sender shows who it is."""
+    return headers(plane)
+
+
+def callers(_: ControlPlane) -> dict[str, str]:
+    """The settings of a function that asks its callers who they are."""
+    return dict(SETTINGS)
 
 
 async def namespace(plane: ControlPlane, limits: Json | None = None, **spec: Any) -> str:
@@ -154,6 +165,7 @@ class Replica:
             "HOST": "127.0.0.1",
             "PORT": str(self._port),
             "KUBECONFIG": str(file),
+            **callers(self._plane),
             **self._settings,
             **processes.importable(),
         }
@@ -282,7 +294,9 @@ class Rig:
     async def start_alertmanager(self, name: str) -> None:
         """Start one Alertmanager that tells each alert at once, and again each second while it fires."""
         program = (await asyncio.to_thread(Toolchain().ensure, ["alertmanager"]))["alertmanager"]
-        hook = {"url": f"{self.balancer.url}/{name}", "send_resolved": True}
+        token = await issue(self.plane, "alertmanager")
+        shown = {"authorization": {"type": "Bearer", "credentials_file": str(token)}}
+        hook = {"url": f"{self.balancer.url}/{name}", "send_resolved": True, "http_config": shown}
         times = {"group_wait": "0s", "group_interval": "1s", "repeat_interval": "1s"}
         config = {
             "route": {"receiver": FUNCTION, "group_by": ["..."], **times},
@@ -331,9 +345,9 @@ async def rig(plane: ControlPlane, replicas: int = 2, act_within: float = 3.0, *
 
 
 @asynccontextmanager
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client for senders; who does not answer within a minute is given up."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as client:
+async def session(plane: ControlPlane) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client for senders that may call; who does not answer within a minute is given up."""
+    async with aiohttp.ClientSession(headers=caller(plane), timeout=aiohttp.ClientTimeout(total=60)) as client:
         yield client
 
 

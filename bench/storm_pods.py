@@ -158,7 +158,10 @@ async def _alert(running: Rig, ill: list[Json]) -> int:
         "externalURL": "",
         "alerts": alerts,
     }
-    async with rig.session() as client, client.post(f"{running.balancer.url}/alertmanager", json=body) as answer:
+    async with (
+        rig.session(running.plane) as client,
+        client.post(f"{running.balancer.url}/alertmanager", json=body) as answer,
+    ):
         return answer.status
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 
 from bench import judge, rig
@@ -81,7 +80,7 @@ async def test_open_records_that_wait_cause_no_write_and_no_call(own: ControlPla
     }
     expected = [[("Applied", "applied")], [("Open", "refused")], [("Open", "refused")], [("Open", "awaiting-approval")]]
     places = [await rig.namespace(own, **spec) for spec in waits.values()]
-    async with rig.rig(own, 1) as running, aiohttp.ClientSession() as client:
+    async with rig.rig(own, 1) as running, rig.session(own) as client:
         for where in places:
             await looping(own, where, 1)
         waker = await running.start_waker()
