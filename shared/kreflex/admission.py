@@ -1,0 +1,276 @@
+"""Admission policies: each function is held to its rights, even if its code is wrong or somebody gives it more.
+
+`python -m kreflex.admission` writes them into knative/: one for each function, computed from the same declarations as
+its RBAC, and one about the records and their approvals.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
+from kreflex.rights import HOME, Rights, all_rights, rbac, render
+from kreflex.rule import Check, Rule
+from kreflex.views import JSON
+
+_API = "admissionregistration.k8s.io/v1"
+_OPERATIONS = {"create": "CREATE", "update": "UPDATE", "patch": "UPDATE", "delete": "DELETE"}
+_ACCOUNT = "system:serviceaccount:"
+APPROVER = "kreflex-approver"
+# An action may leave a note of ours on what it changes, and no other.
+_NOTES = " && ".join(
+    f"{one}.metadata.?annotations.orValue({{}}).all(k, k.startsWith('{GROUP}/')"
+    " || object.metadata.?annotations[?k] == oldObject.metadata.?annotations[?k])"
+    for one in ("object", "oldObject")
+)
+_KEPT_BY_THE_SERVER = {"generation", "managedFields", "resourceVersion"}
+# By these Git's controllers know what is theirs. Not by app.kubernetes.io/instance: Helm sets it, too.
+# https://argo-cd.readthedocs.io/en/stable/user-guide/resource_tracking/
+# https://fluxcd.io/flux/components/kustomize/kustomizations/#garbage-collection
+_GIT_ANNOTATIONS = ("argocd.argoproj.io/tracking-id",)
+_GIT_LABELS = ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")
+_GITS = " || ".join(
+    [f"oldObject.metadata.?annotations[?'{key}'].hasValue()" for key in _GIT_ANNOTATIONS]
+    + [f"oldObject.metadata.?labels[?'{key}'].hasValue()" for key in _GIT_LABELS]
+)
+
+_UNPROTECTED = (
+    Check(
+        f"!(variables.namespace in {[*PROTECTED]!r}) && variables.namespace != variables.home",
+        f"nothing is done in {', '.join(PROTECTED)} and Kreflex' own namespace",
+    ),
+    Check(
+        "namespaceObject == null"
+        f" || namespaceObject.metadata.?labels[?'{PROTECTED_LABEL}'].orValue('false') == 'false'",
+        f"the namespace has the label {PROTECTED_LABEL}",
+    ),
+)
+
+
+def policy_of(rights: Rights) -> list[JSON]:
+    """Give a function's ValidatingAdmissionPolicy and its binding."""
+    writes = {asked: [rule for rule in rights.rules if asks(rule) == asked] for asked in _asked(rights)}
+    only = Check(f"variables.asked in {[*writes]!r}", "that is not among what its signature needs")
+    checks = [(only, "")]
+    for asked, rules in writes.items():
+        acts = any(rule in rights.acts for rule in rules)
+        checks += [(check, asked) for check in dict.fromkeys(_checks(rules, acts=acts))]
+    return _bound(
+        f"{rights.name}.{GROUP}",
+        {"apiGroups": ["*"], "apiVersions": ["*"], "operations": ["*"], "resources": ["*/*"], "scope": "*"},
+        [
+            _condition("it", f"{_user()}.startsWith('{_ACCOUNT}') && {_user()}.endsWith(':{rights.name}')"),
+            _ours(rights),
+        ],
+        _variables(rights),
+        [_validation(check, asked) for check, asked in checks],
+    )
+
+
+def _asked(rights: Rights) -> list[str]:
+    return sorted({asks(rule) for rule in rights.rules} - {""})
+
+
+def asks(rule: Rule) -> str:
+    """Say what a write asks for as `variables.asked` does, such as `CREATE pods/eviction`; "" for a read."""
+    if rule.verb not in _OPERATIONS:
+        return ""
+    resource, _, sub = rule.resource.partition("/")
+    whole = f"{resource}.{rule.group}" if rule.group else resource
+    return f"{_OPERATIONS[rule.verb]} {whole}/{sub}" if sub else f"{_OPERATIONS[rule.verb]} {whole}"
+
+
+def _user() -> str:
+    return "request.userInfo.username"
+
+
+def _ours(rights: Rights) -> JSON:
+    """Tell our account from a stranger's of the same name: each of ours reads the policies, wherever it lives."""
+    reads = f"authorizer.group('{GROUP}').resource('clusterremediationpolicies').check('list').allowed()"
+    return _condition("ours", f"{_user()} == '{_ACCOUNT}{HOME}:{rights.name}' || {reads}")
+
+
+def _variables(rights: Rights) -> dict[str, str]:
+    group = "(request.resource.group == '' ? '' : '.' + request.resource.group)"
+    sub = "(request.?subResource.orValue('') == '' ? '' : '/' + request.subResource)"
+    where = "(variables.namespace == '' ? '' : ' in namespace ' + variables.namespace)"
+    return {
+        "me": f"'{rights.name}'",
+        "home": f"{_user()}.split(':')[2]",
+        "namespace": "request.?namespace.orValue('')",
+        "asked": f"request.operation + ' ' + request.resource.resource + {group} + {sub}",
+        "no": f"variables.me + ' may not ' + variables.asked + {where} + ': '",
+        **({"gits": _GITS} if any(rule.fields for rule in rights.acts) else {}),
+    }
+
+
+def _checks(rules: Sequence[Rule], *, acts: bool) -> Iterable[Check]:
+    if acts:
+        yield from _UNPROTECTED
+    for rule in rules:
+        if rule.where == "home":
+            yield Check("variables.namespace == variables.home", "that is done in its own namespace only")
+        if rule.names:
+            yield Check(f"request.name in {[*rule.names]!r}", f"only {', '.join(rule.names)} is meant")
+        yield from rule.checks
+    if any(_OPERATIONS.get(rule.verb) == "UPDATE" for rule in rules):
+        yield _unchanged({field for rule in rules for field in rule.fields})
+        if acts:
+            yield from (_not_gits(field) for rule in rules for field in rule.fields if not field.startswith("status"))
+
+
+def _unchanged(fields: set[str]) -> Check:
+    """Hold an update to its fields: beside them and above them everything stays as it was."""
+    above = {"", "metadata", *(step.rpartition(".")[0] for step in _steps(fields))}
+    same = [_others_same(path, _may_change(path, fields)) for path in sorted(above)]
+    return Check(" && ".join([*same, _NOTES]), f"only {', '.join(sorted(fields)) or 'nothing'} may change")
+
+
+def _steps(fields: set[str]) -> set[str]:
+    """Give the fields and every path on the way to them."""
+    return {".".join(field.split(".")[: n + 1]) for field in fields for n in range(field.count(".") + 1)}
+
+
+def _may_change(path: str, fields: set[str]) -> list[str]:
+    """Tell what below a path may change, or is held by itself."""
+    below = {step.rpartition(".")[2] for step in _steps(fields) if step.rpartition(".")[0] == path}
+    return sorted(below | {"": {"metadata"}, "metadata": _KEPT_BY_THE_SERVER | {"annotations"}}.get(path, set()))
+
+
+def _others_same(path: str, keys: list[str]) -> str:
+    new, old = (f"{whole}{_optional(path)}.orValue({{}})" if path else whole for whole in ("object", "oldObject"))
+    return f"{new}.all(k, k in {keys!r} || {new}[?k] == {old}[?k]) && {old}.all(k, k in {keys!r} || k in {new})"
+
+
+def _optional(path: str) -> str:
+    return "".join(f".?{part}" for part in path.split("."))
+
+
+def _same(path: str) -> str:
+    return f"object{_optional(path)} == oldObject{_optional(path)}"
+
+
+def _not_gits(field: str) -> Check:
+    return Check(f"!variables.gits || {_same(field)}", f"Git owns {field} of it: change it there")
+
+
+def _condition(name: str, expression: str) -> JSON:
+    return {"name": name, "expression": expression}
+
+
+def _validation(check: Check, asked: str) -> JSON:
+    expression = f"variables.asked != '{asked}' || {check.expression}" if asked else check.expression
+    return _told(expression, f"variables.no + {check.message!r}")
+
+
+def _told(expression: str, message: str) -> JSON:
+    return {"expression": expression, "reason": "Forbidden", "messageExpression": message}
+
+
+def _bound(
+    name: str, rule: JSON, conditions: list[JSON], variables: dict[str, str], validations: list[JSON]
+) -> list[JSON]:
+    return [
+        {
+            "apiVersion": _API,
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"matchPolicy": "Exact", "resourceRules": [rule]},
+                "matchConditions": conditions,
+                "variables": [_condition(key, expression) for key, expression in variables.items()],
+                "validations": validations,
+            },
+        },
+        {
+            "apiVersion": _API,
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name, "validationActions": ["Deny", "Audit"]},
+        },
+    ]
+
+
+def approvals() -> list[JSON]:
+    """Give the policy about records: functions write them, people approve, each in his own name."""
+    rule = {
+        "apiGroups": [GROUP],
+        "apiVersions": ["*"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["remediations", "remediations/status"],
+        "scope": "Namespaced",
+    }
+    person = "!(['system:serviceaccounts', 'system:nodes', 'system:unauthenticated'].exists(g, g in variables.groups))"
+    own = f"variables.user.startsWith('{_ACCOUNT}') && variables.user.endsWith(':' + object.spec.function)"
+    return _bound(
+        f"approvals.{GROUP}",
+        rule,
+        [],
+        {
+            "user": _user(),
+            "groups": "request.userInfo.?groups.orValue([])",
+            "by": "object.spec.approval.by",
+            "old": "oldObject == null ? optional.none() : oldObject.spec.?approval",
+            "approves": "has(object.spec.approval) && variables.old != object.spec.?approval",
+        },
+        [
+            _told(
+                f"request.operation == 'UPDATE' && request.?subResource.orValue('') == '' || {own}",
+                "'only the account of ' + object.spec.function + ' writes its records and their status;"
+                " delete this one, and its fault is decided anew'",
+            ),
+            _told(
+                f"!variables.approves || {person}",
+                "'only people approve, and ' + variables.user + ' is none'",
+            ),
+            _told(
+                "!variables.approves || variables.by == variables.user",
+                "'spec.approval.by must be who asks: ' + variables.user + ', not ' + variables.by",
+            ),
+            _told(
+                "!variables.approves || authorizer.requestResource.check('approve').allowed()",
+                "variables.user + ' needs the verb approve on remediations in namespace ' + request.namespace +"
+                f" ', as ClusterRole {APPROVER} gives it'",
+            ),
+        ],
+    )
+
+
+def approver() -> JSON:
+    """Give the ClusterRole for people who approve. Nobody gets it by being an admin of a namespace."""
+    rules = [
+        Rule(GROUP, resource, verb)
+        for resource, verbs in (
+            ("remediations", ("approve", "get", "list", "patch", "watch")),
+            ("clusterremediationpolicies", ("get", "list", "watch")),
+            ("remediationpolicies", ("get", "list", "watch")),
+        )
+        for verb in verbs
+    ]
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": APPROVER},
+        "rules": rbac(rules),
+    }
+
+
+def files() -> dict[str, str]:
+    """Give every file with its path below knative/."""
+    shared = {"admission/approvals.yaml": render([*approvals(), approver()])}
+    return {f"{rights.name}/admission.yaml": render(policy_of(rights)) for rights in all_rights()} | shared
+
+
+def main() -> None:
+    """Write the policies into the folder that the first argument names."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "knative")
+    for name, text in files().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
