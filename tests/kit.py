@@ -36,12 +36,10 @@ def kubectl(plane: ControlPlane, *arguments: str) -> str:
 
 async def install(plane: ControlPlane) -> None:
     """Apply what a user applies: CRDs, namespace, ledger, permissions."""
-    folders = ("knative/crds", "knative/base/namespace.yaml", "knative/base/ledger.yaml")
-    files = [
-        str(ROOT / name) for name in (*folders, *(f"knative/{f}/rbac.yaml" for f in ("restart-loop-killer", "waker")))
-    ]
-    for file in files:
-        kubectl(plane, "apply", "--server-side", "-f", file)
+    kubectl(plane, "apply", "--server-side", "-k", str(ROOT / "knative/crds"))
+    rights = (f"knative/{function}/rbac.yaml" for function in ("restart-loop-killer", "waker"))
+    for file in ("knative/base/namespace.yaml", "knative/base/ledger.yaml", *rights):
+        kubectl(plane, "apply", "--server-side", "-f", str(ROOT / file))
     kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
 
 

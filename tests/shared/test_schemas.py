@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[2] / "knative" / "crds"
 
 
 def test_the_shipped_crds_are_the_generated_ones() -> None:
-    shipped = {file.name: file.read_text() for file in FOLDER.glob("*.yaml")}
+    shipped = {file.name: file.read_text() for file in FOLDER.glob("*.yaml") if file.name != "kustomization.yaml"}
     assert shipped == {name: render(body) for name, body in all_crds().items()}, "run `make schemas`"
 
 

@@ -1,0 +1,12 @@
+// Modules whose archives hold custom resource definitions; nothing is built from them, so `go mod tidy` would empty this
+// file. After a change: go mod download -json MODULE@VERSION, and its Sum and GoModSum into go.sum.
+module kreflex.dev/lab/crds
+
+go 1.26.0
+
+require (
+	github.com/argoproj/argo-events v1.9.7
+	github.com/prometheus-operator/prometheus-operator v0.85.0
+	knative.dev/eventing v0.47.0
+	knative.dev/serving v0.47.0
+)
