@@ -6,9 +6,14 @@ import importlib
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-NAMES = ("once-only", "storm-pods", "idle")
+from bench import surroundings
+
+NAMES = ("reflex", "once-only", "storm-pods", "idle")
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -17,12 +22,22 @@ def main() -> None:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", action="store_true", help="nothing but the figures on stdout, on one line")
     parser.add_argument("--size", type=int, default=0, help="how many faults, pods or seconds, instead of the usual")
+    parser.add_argument("--save", action="store_true", help="keep the figures in bench/results/")
     arguments = parser.parse_args()
     module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")
     measure: Callable[[int], Awaitable[dict[str, Any]]] = module.measure
     found = asyncio.run(_run(measure(arguments.size)))
+    if arguments.save:
+        _save(arguments.name, found)
     sys.stdout.write((json.dumps(found) if arguments.json else json.dumps(found, indent=2)) + "\n")
     sys.exit(0 if found["holds"] else 1)
+
+
+def _save(name: str, found: dict[str, Any]) -> None:
+    """Write the figures with the machine, the versions and the commit that they belong to."""
+    RESULTS.mkdir(exist_ok=True)
+    told = {"benchmark": name, "date": datetime.now(UTC).date().isoformat(), **surroundings.describe()}
+    (RESULTS / f"{name}.json").write_text(json.dumps({**told, "figures": found}, indent=2) + "\n")
 
 
 async def _run(measuring: Awaitable[dict[str, Any]]) -> dict[str, Any]:

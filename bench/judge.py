@@ -52,12 +52,13 @@ def _call(entry: dict[str, Any]) -> Call:
     return Call(f"{entry['verb']} {what or entry['requestURI']}", begun, 1000 * (ended - begun), changes)
 
 
-def accepted(plane: ControlPlane) -> dict[str, float]:
-    """When the eviction of each pod was accepted first, by the pod's UID, whoever asked; in seconds of the wall clock."""
-    found: dict[str, float] = {}
+def accepted(plane: ControlPlane) -> dict[str, tuple[float, float]]:
+    """When each pod's eviction came in and when it was accepted, by UID, whoever asked: seconds of the wall clock."""
+    found: dict[str, tuple[float, float]] = {}
     for entry in audit.entries(plane.audit_log):
         if _removes_pod(entry):
-            found.setdefault(_uid(entry), datetime.fromisoformat(entry["stageTimestamp"]).timestamp())
+            begun, ended = (datetime.fromisoformat(entry[name]).timestamp() for name in _TIMES)
+            found.setdefault(_uid(entry), (begun, ended))
     return found
 
 
@@ -71,7 +72,7 @@ def evictions(plane: ControlPlane, namespace: str) -> list[tuple[str, datetime]]
 
 
 def _removes_pod(entry: dict[str, Any]) -> bool:
-    meant = entry["objectRef"]
+    meant = entry.get("objectRef") or {}
     if entry["responseStatus"]["code"] >= 300 or meant.get("resource") != "pods":
         return False
     # The simulated kubelet's last step is a deletion too; a function has no right to one.
