@@ -13,8 +13,8 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from kreflex.views import JSON
 
 TOKENREVIEW, SECRET, NETWORK = "tokenreview", "secret", "network"
 MODES = (TOKENREVIEW, SECRET, NETWORK)
+UNGUARDED = "CALLERS is network: nobody who calls is asked who he is, only a NetworkPolicy protects this function"
 # What `tokenreview` needs beyond what a function's signature says.
 RBAC = (Rule("authentication.k8s.io", "tokenreviews", "create", "cluster"),)
 
@@ -135,11 +136,11 @@ class Sender(Protocol):
 class Gate:
     """Lets in who may call."""
 
-    def __init__(self, settings: CallerSettings, api: Sender) -> None:
+    def __init__(self, settings: CallerSettings, api: Sender, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.modes = settings.modes
         self._secrets = Secrets(Path(settings.callers_secrets)) if SECRET in self.modes else None
         self._reviews = (
-            Reviews(api, settings.callers_audience, settings.accounts) if TOKENREVIEW in self.modes else None
+            Reviews(api, settings.callers_audience, settings.accounts, monotonic) if TOKENREVIEW in self.modes else None
         )
 
     async def admit(self, authorization: list[str]) -> str:
@@ -247,12 +248,11 @@ def _payload(token: str) -> dict[str, Any]:
 class Allowance:
     """How many tokens of unknown senders may be reviewed: rubbish must not become a load on the API server."""
 
+    at: float
     left: float = _BURST
-    at: float = field(default_factory=time.monotonic)
 
-    def take(self) -> None:
+    def take(self, now: float) -> None:
         """Take one; raises UnavailableError when there is none."""
-        now = time.monotonic()
         self.left, self.at = min(_BURST, self.left + (now - self.at) * _PER_SECOND), now
         if self.left < 1:
             raise UnavailableError("too many tokens of unknown callers at the moment; try again")
@@ -266,11 +266,14 @@ class Allowance:
 class Reviews:
     """Asks the API server whose a token is, and remembers the answer by the token's hash for a minute."""
 
-    def __init__(self, api: Sender, audience: str, accounts: tuple[str, ...]) -> None:
+    def __init__(
+        self, api: Sender, audience: str, accounts: tuple[str, ...], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._api = api
         self._audience = audience
         self._patterns = [pattern.split("/", 1) for pattern in accounts]
-        self._allowance = Allowance()
+        self._monotonic = monotonic
+        self._allowance = Allowance(monotonic())
         self._known: dict[bytes, float] = {}
         self._refused: dict[bytes, tuple[float, str]] = {}
         self._asking: dict[bytes, asyncio.Task[None]] = {}
@@ -280,7 +283,7 @@ class Reviews:
         claims = Claims.read(token, self._audience)
         if not self._allows(claims.account):
             raise ForbiddenError(f"{claims.account} is none of those that CALLERS_ACCOUNTS names")
-        key, now = _digest(token), time.monotonic()
+        key, now = _digest(token), self._monotonic()
         if self._known.get(key, 0.0) <= now:
             self._check_refused(key, now)
             await self._asked_once(key, token, claims)
@@ -319,9 +322,9 @@ class Reviews:
         # Who was known a minute ago is not kept out by a flood of others.
         known = key in self._known
         if not known:
-            self._allowance.take()
+            self._allowance.take(self._monotonic())
         reason = await self._fault(token, claims.account)
-        now = time.monotonic()
+        now = self._monotonic()
         if reason:
             self._known.pop(key, None)
             self._refused = _fresh(self._refused, now) | {key: (now + _REFUSED_SECONDS, reason)}
