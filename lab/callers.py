@@ -13,6 +13,8 @@ SETTINGS = {
     "CALLERS": "tokenreview",
     "CALLERS_AUDIENCE": AUDIENCE,
     "CALLERS_ACCOUNTS": f"kreflex-system/waker,{NAMESPACE}/*",
+    # Nobody here has to hear first that a function ends.
+    "DRAIN_GRACE": "0s",
 }
 """What functions are told about their callers."""
 
