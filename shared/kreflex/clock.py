@@ -31,7 +31,11 @@ class ServerClock:
         """Take in the Date header of the answer to a request that was sent at `sent`."""
         if date is None:
             return
-        moment = parsedate_to_datetime(date) - _EPOCH
+        try:
+            moment = parsedate_to_datetime(date) - _EPOCH
+        except (ValueError, TypeError):
+            # No date at all, or one without a zone: it tells nothing.
+            return
         least, most = moment - timedelta(seconds=self._monotonic()), moment - timedelta(seconds=sent)
         if self._offset is None or least > self._offset or self._offset - most > _STEP:
             self._offset = least

@@ -20,7 +20,15 @@ from kubernetes import config as credentials
 from kubernetes.client.configuration import Configuration
 
 from kreflex.clock import ServerClock
-from kreflex.errors import ApiError, ConflictError, GoneError, SettingsError, ThrottledError, UnavailableError
+from kreflex.errors import (
+    ApiError,
+    ConflictError,
+    GoneError,
+    OutageError,
+    SettingsError,
+    ThrottledError,
+    UnavailableError,
+)
 from kreflex.rule import Rule
 from kreflex.views import JSON, Pod, Ref, Workload, pod_view, workload_view
 
@@ -140,11 +148,20 @@ def _refusal(method: str, path: str, status: int, content: bytes) -> ApiError | 
         message, reason = str(body.get("message", "")), str(body.get("reason", ""))
     except (ValueError, AttributeError):
         message, reason, causes = content[:200].decode(errors="replace"), "", ()
-    text = f"{method} {path}: {status} {message}"
+    text = f"{method} {path}: {status} {' '.join(message.split())}"
     # A 500 of the eviction API is an answer ("more than one PodDisruptionBudget"), not an outage.
     if status in {502, 503, 504} or (status == 429 and "DisruptionBudget" not in causes):
         return UnavailableError(text)
-    return _ERRORS.get(status, ApiError)(text, status, reason, causes)
+    if status == 404 and reason != "NotFound":
+        # No word about the object: nobody may conclude that it is gone.
+        return OutageError(f"{text}: the API server does not serve this resource now", status, reason, causes)
+    # 403: that's what it says for a moment when it starts, too, before it has read its roles.
+    kind = OutageError if status in {401, 403} or status >= 500 else _ERRORS.get(status, ApiError)
+    return kind(text, status, reason, causes)
+
+
+def _failed(reading: asyncio.Task[Any]) -> bool:
+    return reading.done() and (reading.cancelled() or reading.exception() is not None)
 
 
 def path_of(ref: Ref) -> str | None:
@@ -187,7 +204,7 @@ class Reader:
         """Let the signals of one burst share a read: the answer may be up to a second old."""
         now = time.monotonic()
         found = self._shared.get(key)
-        if found is None or now - found[0] > _SHARE_SECONDS:
+        if found is None or now - found[0] > _SHARE_SECONDS or _failed(found[1]):
             self._shared = {k: v for k, v in self._shared.items() if now - v[0] <= _SHARE_SECONDS}
             found = self._shared[key] = (now, asyncio.ensure_future(read()))
         # Shielded: one caller that is cancelled must not cancel the read of the others.

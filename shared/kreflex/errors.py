@@ -52,6 +52,10 @@ class ApiError(KreflexError):
         self.causes = causes
 
 
+class OutageError(ApiError, UnavailableError):
+    """The API server answered with a trouble of its own, or does not know us: nothing that the request could mend."""
+
+
 class ConflictError(ApiError):
     """409: the object is not as it was read, or exists already. Read it again and decide anew."""
 
