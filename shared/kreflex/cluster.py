@@ -19,6 +19,7 @@ import aiohttp
 from kubernetes import config as credentials
 from kubernetes.client.configuration import Configuration
 
+from kreflex import trace
 from kreflex.clock import ServerClock
 from kreflex.errors import (
     ApiError,
@@ -91,8 +92,10 @@ class Transport:
             data = json.dumps(body, separators=(",", ":")).encode()
         sent = self.clock.tick()
         try:
-            async with self._open().request(method, path, params=query, data=data, headers=headers) as answer:
-                content = await answer.read()
+            with trace.call(method, path) as span:
+                async with self._open().request(method, path, params=query, data=data, headers=headers) as answer:
+                    content = await answer.read()
+                span.tell({"http.response.status_code": answer.status})
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnavailableError(f"the API server did not answer {method} {path}: {error!r}") from error
         self.clock.hear(answer.headers.get("Date"), sent)

@@ -110,6 +110,12 @@ class Fault(Part):
         min_length=1, max_length=512, description="Function, target UID and episode; deliveries of one fault share it."
     )
     summary: str = Field("", max_length=1024)
+    traceparent: str | None = Field(
+        None,
+        max_length=55,
+        pattern=r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        description="The place in a W3C trace where the record was opened; what is done later belongs to that trace.",
+    )
 
 
 class Approval(Part):

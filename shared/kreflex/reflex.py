@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
+from kreflex import trace
 from kreflex.actions import ACTIONS, Action, BlockedError
 from kreflex.audit import Announcer, log
 from kreflex.cluster import Reader, Transport, Writer
@@ -37,9 +38,10 @@ from kreflex.records import (
     RemediationStatus,
     Target,
     fault_key,
+    record_name,
 )
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Due, PodSignal, Signal
+from kreflex.signals import Due, PodSignal, Resolved, Signal
 from kreflex.views import Ref, Workload
 from kreflex.world import Treatment, World
 
@@ -107,11 +109,11 @@ class Arc(Generic[S]):
         self._settled: list[Record] = []
         self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
-    async def handle(self, signal: Signal | Due) -> Result:
+    async def handle(self, signal: Signal | Due | Resolved) -> Result:
         """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again."""
         for _ in range(_TRIES):
             try:
-                return await (self._resume(signal) if isinstance(signal, Due) else self._begin(signal))
+                return await self._go(signal)
             except ConflictError as error:
                 # Somebody else changed the record, or the target is not as it was read: look again.
                 log.info("arc.conflict", about=str(signal), error=str(error))
@@ -143,6 +145,19 @@ class Arc(Generic[S]):
             made = {"decision": type(decision).__name__, "because": decision.because}
             log.info("remediation.opened", record=str(record), **told, **made)
         return await self._advance(record, decision)
+
+    async def _go(self, signal: Signal | Due | Resolved) -> Result:
+        if isinstance(signal, Resolved):
+            return await self._check(signal)
+        return await (self._resume(signal) if isinstance(signal, Due) else self._begin(signal))
+
+    async def _check(self, resolved: Resolved) -> Result:
+        """Look at the verdict of what was done about a pod, if it is open; whatever else there is can wait."""
+        name = record_name(self.reflex.name, resolved.name, fault_key(self.reflex.name, resolved.uid))
+        record = await self.records.get(resolved.namespace, name)
+        if record is None or record.status.phase != "Applied":
+            return Result(str(resolved), "skipped", "nothing was done about it whose success is open")
+        return await self._advance(record, None)
 
     async def _resume(self, due: Due) -> Result:
         record = await self.records.get(due.namespace, due.record)
@@ -486,11 +501,16 @@ class Arc(Generic[S]):
         if subject.owner is not None:
             whole = Target.of(subject.owner.ref).model_dump()
             owner = Owner(**whole, template_hash=subject.template_hash, controller=subject.controller)
+        place = trace.current()
         return RemediationSpec(
             function=self.reflex.name,
             target=Target.of(subject.target),
             owner=owner,
-            fault=Fault(key=fault_key(self.reflex.name, subject.target.uid), summary=signal.summary[:1000]),
+            fault=Fault(
+                key=fault_key(self.reflex.name, subject.target.uid),
+                summary=signal.summary[:1000],
+                traceparent=place.traceparent if place is not None else None,
+            ),
         )
 
     def _case(self, record: Record, action: Action, policies: Policies) -> Case:
@@ -529,18 +549,21 @@ def standing(record: Record, admitted: str) -> Standing:
 
 
 async def handle_all(
-    arc: Arc[S], signals: tuple[Signal | Due, ...], budget: timedelta
+    arc: Arc[S], signals: tuple[Signal | Due | Resolved, ...], budget: timedelta
 ) -> tuple[list[Result], list[Exception]]:
     """Handle many signals at a time, within limits; what the budget leaves no time to begin comes back as an error."""
     loop = asyncio.get_running_loop()
     end = loop.time() + budget.total_seconds()
     gate = asyncio.Semaphore(arc.core.concurrency)
 
-    async def one(signal: Signal | Due) -> Result:
+    async def one(signal: Signal | Due | Resolved) -> Result:
         async with gate:
             if loop.time() >= end:
                 raise UnavailableError(f"{signal} did not fit into {show_duration(budget)}; send it again")
-            return await arc.handle(signal)
+            with trace.span(type(signal).__name__, signal.trace) as span:
+                result = await arc.handle(signal)
+                span.tell({"kreflex.about": result.about, "kreflex.outcome": result.outcome})
+                return result
 
     answers = await asyncio.gather(*(one(signal) for signal in signals), return_exceptions=True)
     results = [answer for answer in answers if isinstance(answer, Result)] + arc.settled_on_the_way()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from kreflex import ingress, trace
 from kreflex.audit import log
 from kreflex.auth import CallerSettings, Gate
 from kreflex.cluster import Reader, Transport, Writer, load_credentials
@@ -27,13 +29,13 @@ from kreflex.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from kreflex.ingress import alertmanager, cloudevents
+from kreflex.ingress import cloudevents
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
 from kreflex.records import Record
 from kreflex.reflex import Arc, Reflex, Result, handle_all
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Delivery, Signal
+from kreflex.signals import Delivery, Due, Resolved, Signal
 from kreflex.views import JSON
 from kreflex.waking import Waker
 from kreflex.world import Treatment, World
@@ -93,7 +95,7 @@ def _main(make: Callable[[], Service]) -> Main:
 
 
 def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
-    """Make the waker's `main`: every event that arrives is one round; raises SettingsError for an unknown function."""
+    """Make the waker's `main`: every tick of a clock is one round; raises SettingsError for an unknown function."""
     core = CoreSettings.from_environment()
     reflexes = [_reflex(name) for name in urls]
 
@@ -102,7 +104,7 @@ def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
         world = World(Reader(transport), Metrics(core.prometheus_url))
         waker = Waker(urls, reflexes, world, Writer(transport), core, retain)
         gate = Gate(CallerSettings.from_environment(), transport)
-        return Service(gate, lambda _: _round(waker), lambda: load_policies(world.cluster))
+        return Service(gate, lambda delivery: _round(waker, delivery), lambda: load_policies(world.cluster))
 
     return _main(made)
 
@@ -117,7 +119,10 @@ def _reflex(name: str) -> Reflex[Any]:
     return REFLEXES[name]
 
 
-async def _round(waker: Waker) -> Response:
+async def _round(waker: Waker, delivery: Delivery) -> Response:
+    if not delivery.tick:
+        log.info("request.ignored", why=["only a clock wakes the waker"], **delivery.about)
+        return Response(status_code=204)
     failures = await waker.go()
     if failures:
         raise UnavailableError("; ".join(failures[:5]))
@@ -126,20 +131,41 @@ async def _round(waker: Waker) -> Response:
 
 async def answer(request: Request, service: Service) -> Response:
     """Answer one request: probes by path, everything else as a delivery; every failure becomes its status code."""
+    if request.method == "GET":
+        return await _settled(_probe(request.url.path, service.ready))
+    began = time.time_ns()
     try:
-        if request.method == "GET":
-            return await _probe(request.url.path, service.ready)
         # Before the body is read: a stranger's bytes are never parsed.
         await service.gate.admit(request.headers.getlist("authorization"))
-        return await service.handle(await read(request))
+        delivery = await read(request)
+    except Exception as error:  # noqa: BLE001 - it is raised again, where log lines name the trace
+        return await _traced(_fails(error), Delivery(trace=trace.from_headers(request.headers)), began)
+    return await _traced(service.handle(delivery), delivery, began)
+
+
+async def _fails(error: Exception) -> Response:
+    raise error
+
+
+async def _traced(work: Awaitable[Response], delivery: Delivery, began: int) -> Response:
+    with trace.span("process", delivery.trace, kind="consumer", began=began) as span:
+        response = await _settled(work)
+        about = {f"kreflex.{name}": value for name, value in delivery.about.items()}
+        span.tell({"http.response.status_code": response.status_code, **about})
+        return response
+
+
+async def _settled(work: Awaitable[Response]) -> Response:
+    try:
+        return await work
     except UnauthenticatedError as error:
         return _refusal(401, error)
     except ForbiddenError as error:
         return _refusal(403, error)
     except BadEventError as error:
-        return _problem(400, error)
+        return _refusal(400, error)
     except TooLargeError as error:
-        return _problem(413, error)
+        return _refusal(413, error)
     except UnavailableError as error:
         log.warning("request.unavailable", error=str(error))
         return _problem(503, error)
@@ -151,24 +177,15 @@ async def answer(request: Request, service: Service) -> Response:
 
 async def read(request: Request) -> Delivery:
     """Read a request into a delivery; raises BadEventError or TooLargeError."""
-    if cloudevents.is_cloudevent(request.headers):
-        return cloudevents.parse(request.headers, await _body(request, cloudevents.MOST_BYTES))
+    most, body = ingress.most_bytes(request.headers), bytearray()
     try:
-        body = json.loads(await _body(request, alertmanager.MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise BadEventError("body", f"is neither a CloudEvent nor JSON: {error}") from error
-    if not isinstance(body, dict) or not alertmanager.is_alertmanager(body):
-        raise BadEventError("body", "is no CloudEvent (no ce-specversion) and no Alertmanager webhook (no groupKey)")
-    return alertmanager.parse(body)
-
-
-async def _body(request: Request, most: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise TooLargeError(f"the body is larger than {most} bytes")
-    return bytes(body)
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise TooLargeError(f"the body is larger than {most} bytes")
+    except ClientDisconnect as error:
+        raise BadEventError("body", "ended before it was whole") from error
+    return ingress.parse(request.headers, body)
 
 
 async def _probe(path: str, ready: Callable[[], Awaitable[object]]) -> Response:
@@ -199,8 +216,9 @@ def _json(body: JSON, status: int = 200) -> Response:
 
 async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
     if delivery.ignored:
-        log.info("request.ignored", count=len(delivery.ignored), why=list(delivery.ignored[:5]))
-    results, errors = await handle_all(arc, (*delivery.signals, *delivery.due), arc.core.time_budget)
+        log.info("request.ignored", count=len(delivery.ignored), why=list(delivery.ignored[:5]), **delivery.about)
+    asked: tuple[Signal | Due | Resolved, ...] = (*delivery.signals, *delivery.due, *delivery.resolved)
+    results, errors = await handle_all(arc, asked, arc.core.time_budget)
     for error in errors:
         if not isinstance(error, UnavailableError):
             log.error("signal.failed", error=repr(error), exc_info=error)
@@ -208,7 +226,7 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
         # The rest is not lost: what is recorded is a duplicate when the sender comes again.
         status = 503 if all(isinstance(error, UnavailableError) for error in errors) else 500
         return _problem(status, KreflexError("; ".join(str(error) for error in errors[:5])))
-    return _event(arc.reflex.name, delivery, results) if delivery.wants_event else _summary(delivery, results)
+    return _event(arc.reflex.name, results) if delivery.wants_event else _summary(delivery, results)
 
 
 def _summary(delivery: Delivery, results: Sequence[Result]) -> Response:
@@ -216,7 +234,7 @@ def _summary(delivery: Delivery, results: Sequence[Result]) -> Response:
     return _json({"results": told, "ignored": list(delivery.ignored[:_TOLD])})
 
 
-def _event(name: str, delivery: Delivery, results: Sequence[Result]) -> Response:
+def _event(name: str, results: Sequence[Result]) -> Response:
     changed = [result.changed for result in results if result.changed is not None]
     if not changed:
         return Response(status_code=204)
@@ -224,7 +242,9 @@ def _event(name: str, delivery: Delivery, results: Sequence[Result]) -> Response
     subject = f"{changed[0].namespace}/{changed[0].name}" if len(changed) == 1 else f"{len(changed)} remediations"
     data: JSON = {"items": [_told(record) for record in changed]}
     source = f"kreflex.dev/functions/{name}"
-    headers, body = cloudevents.write(source, f"dev.kreflex.remediation.{kind}.v1", subject, data, delivery.extensions)
+    place = trace.current()
+    extensions = place.extensions if place is not None else {}
+    headers, body = cloudevents.write(source, f"dev.kreflex.remediation.{kind}.v1", subject, data, extensions)
     return Response(body, 200, dict(headers))
 
 

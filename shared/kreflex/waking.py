@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kreflex import calls
+from kreflex import calls, trace
 from kreflex.audit import log
 from kreflex.cluster import Reader, Writer
 from kreflex.due import is_due
@@ -138,7 +138,7 @@ class Waker:
         due = sorted(round_.due[name], key=lambda r: (_FIRST[r.status.phase], r.status.due_at or r.created))
         failures = []
         for kind, items in (
-            (cloudevents.DUE, [{"namespace": r.namespace, "name": r.name} for r in due]),
+            (cloudevents.DUE, [_named(record) for record in due]),
             (cloudevents.FOUND, [_told(signal) for signal in round_.found[name]]),
         ):
             for start in range(0, len(items), _CHUNK):
@@ -146,7 +146,9 @@ class Waker:
         return failures
 
     async def _send(self, name: str, kind: str, items: list[JSON]) -> list[str]:
-        headers, body = cloudevents.write(_SOURCE, kind, name, {"items": items}, {})
+        place = trace.current()
+        extensions = place.extensions if place is not None else {}
+        headers, body = cloudevents.write(_SOURCE, kind, name, {"items": items}, extensions)
         try:
             await calls.post(self._urls[name], headers, body, self._core.token_file)
         except UnavailableError as error:
@@ -203,6 +205,12 @@ def turns(queued: Sequence[Record], resting: Sequence[Record], policies: Policie
         asked[record.owner_key] += 1
         drawn.update(keys)
     return chosen
+
+
+def _named(record: Record) -> JSON:
+    # What is done about it belongs to the trace that opened it, not to the round.
+    parent = record.spec.fault.traceparent
+    return {"namespace": record.namespace, "name": record.name, **({"traceparent": parent} if parent else {})}
 
 
 def _told(signal: Signal) -> JSON:

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.restart_loop_killer import main as killer
+from kreflex import trace
 from kreflex.auth import CallerSettings, Gate
 from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES, Service, _handle, _json, answer
@@ -22,8 +23,12 @@ GATE = Gate(CallerSettings(callers="network"), API)
 async def echo(delivery: Delivery) -> Response:
     signals = [{**asdict(one), "seen": one.seen is not None} for one in delivery.signals]
     due = [asdict(one) for one in delivery.due]
-    rest = {"ignored": delivery.ignored, "wants_event": delivery.wants_event, "extensions": delivery.extensions}
-    return _json({"signals": signals, "due": due, **rest})
+    resolved = [asdict(one) for one in delivery.resolved]
+    rest = {"ignored": delivery.ignored, "wants_event": delivery.wants_event, "tick": delivery.tick}
+    place = trace.current()
+    assert place is not None
+    about = {"about": dict(delivery.about), "trace": place.extensions}
+    return _json({"signals": signals, "due": due, "resolved": resolved, **rest, **about})
 
 
 async def ready() -> None:
