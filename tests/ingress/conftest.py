@@ -49,6 +49,8 @@ class Caller:
         answer: dict[str, Any] = {"body": b""}
 
         async def receive() -> dict[str, Any]:
+            if not pieces:
+                return {"type": "http.disconnect"}
             piece = pieces.pop(0)
             return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 

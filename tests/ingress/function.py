@@ -11,7 +11,8 @@ from kreflex.auth import CallerSettings, Gate
 from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES, Service, _handle, _json, answer
 from kreflex.settings import CoreSettings
-from kreflex.signals import Delivery
+from kreflex.signals import Delivery, Due, PodSignal, Resolved
+from kreflex.views import JSON
 from tests.ingress.surroundings import API
 
 assert killer.main is not None
@@ -20,10 +21,15 @@ ARC = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
 GATE = Gate(CallerSettings(callers="network"), API)
 
 
+def told(said: PodSignal | Due | Resolved) -> JSON:
+    """What was said, with its own trace if it has one."""
+    fields = {name: value for name, value in asdict(said).items() if name != "trace"}
+    return {**fields, "trace": said.trace.traceparent} if said.trace else fields
+
+
 async def echo(delivery: Delivery) -> Response:
-    signals = [{**asdict(one), "seen": one.seen is not None} for one in delivery.signals]
-    due = [asdict(one) for one in delivery.due]
-    resolved = [asdict(one) for one in delivery.resolved]
+    signals = [{**told(one), "seen": one.seen is not None} for one in delivery.signals]
+    due, resolved = [told(one) for one in delivery.due], [told(one) for one in delivery.resolved]
     rest = {"ignored": delivery.ignored, "wants_event": delivery.wants_event, "tick": delivery.tick}
     place = trace.current()
     assert place is not None

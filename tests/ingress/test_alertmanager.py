@@ -22,7 +22,7 @@ SIGNAL = {
 }
 
 
-def an_alert(status: str = "firing", annotations: Any = None, **labels: Any) -> JSON:
+def an_alert(status: Any = "firing", annotations: Any = None, **labels: Any) -> JSON:
     """The stock alert about a looping pod; a label that is None is left out."""
     told = {
         "alertname": "KubePodCrashLooping",
@@ -71,10 +71,36 @@ async def test_reads_each_firing_alert(caller: Caller) -> None:
     assert not answer.json["wants_event"]
 
 
-async def test_a_resolved_alert_is_never_an_action(caller: Caller) -> None:
-    answer = await sent(caller, a_webhook(an_alert("resolved"), status="resolved"))
-    assert (answer.json["signals"], answer.json["ignored"]) == ([], ["KubePodCrashLooping is resolved"])
-    assert ((await sent(caller, a_webhook(an_alert("resolved")), "/")).status, API.calls) == (200, [])
+async def test_a_resolved_alert_asks_for_the_verdict_and_for_nothing_else(caller: Caller) -> None:
+    answer = await sent(caller, a_webhook(an_alert("resolved"), an_alert(), status="resolved"))
+    assert answer.json["resolved"] == [{"namespace": "shop", "name": "cart-1", "uid": "uid-cart-1"}]
+    assert answer.json["signals"] == [SIGNAL]
+
+
+async def test_a_resolved_alert_costs_the_read_of_one_record(caller: Caller) -> None:
+    answer = await sent(caller, a_webhook(an_alert("resolved")), "/")
+    (result,) = answer.json["results"]
+    assert result["because"] == "nothing was done about it whose success is open"
+    assert (len(API.calls), API.writes) == (1, [])
+    assert API.calls[0].startswith(
+        "GET /apis/kreflex.dev/v1alpha1/namespaces/shop/remediations/restart-loop-killer-cart-1-"
+    )
+
+
+async def test_a_resolved_alert_that_names_no_uid_costs_nothing(caller: Caller) -> None:
+    assert ((await sent(caller, a_webhook(an_alert("resolved", uid=None)), "/")).status, API.calls) == (200, [])
+
+
+async def test_tells_the_log_which_group_sent_and_why(caller: Caller) -> None:
+    reason = "repeat interval elapsed"
+    answer = await sent(caller, a_webhook(an_alert(), notification_reason=reason, groupLabels={"namespace": "shop"}))
+    assert answer.json["about"] == {
+        "sender": "alertmanager",
+        "group": '{}:{alertname="KubePodCrashLooping"}',
+        "reason": reason,
+        "receiver": "kreflex",
+    }
+    assert answer.json["signals"] == [SIGNAL]
 
 
 async def test_says_that_alerts_were_cut_off(caller: Caller) -> None:
@@ -100,6 +126,9 @@ async def test_says_that_alerts_were_cut_off(caller: Caller) -> None:
         an_alert(pod="\ud800", alertname="\udfff"),
         an_alert(pod="x" * 254),
         an_alert(status="strange"),
+        an_alert(status=["firing"]),
+        an_alert(uid="\ud800"),
+        an_alert(uid=5),
         {"status": "firing", "labels": {}},
     ],
 )
@@ -124,14 +153,16 @@ async def test_an_alert_without_a_summary_is_called_by_its_name(caller: Caller, 
         (a_webhook(version=4), "version: must be '4', not 4"),
         (a_webhook(alerts={}), "alerts: must be a list"),
         (a_webhook(alerts=None), "alerts: must be a list"),
+        (a_webhook(version={"a": 1}), "version: must be '4', not an object"),
         ({"alerts": []}, "body: is no CloudEvent"),
-        ([], "body: is no CloudEvent"),
-        (None, "body: is no CloudEvent"),
-        (b"", "body: is neither a CloudEvent nor JSON"),
-        (b"{", "body: is neither a CloudEvent nor JSON"),
-        (b"\xff", "body: is neither a CloudEvent nor JSON"),
-        (b"[" * 100_000, "body: is neither a CloudEvent nor JSON"),
-        (b"alerts=1", "body: is neither a CloudEvent nor JSON"),
+        ([], "body: must be an object, not a list"),
+        (None, "body: must be an object, not None"),
+        (b"", "body: is empty"),
+        (b"{", "body: is not JSON"),
+        (b"\xff", "body: is not JSON"),
+        (b"[" * 100_000, "body: is nested too deeply"),
+        (b'{"alerts":[{"startsAt":NaN}],"groupKey":"","version":"4"}', "body: is not JSON: NaN is no number"),
+        (b"alerts=1", "body: is not JSON"),
     ],
 )
 async def test_names_what_is_wrong_with_the_body(caller: Caller, body: Any, field: str) -> None:
@@ -160,7 +191,7 @@ async def test_tells_what_became_of_each_alert(caller: Caller) -> None:
 
 
 async def test_logs_what_it_leaves_out(caller: Caller) -> None:
-    body = a_webhook(*(an_alert("resolved") for _ in range(6)), an_alert(), truncatedAlerts=7)
+    body = a_webhook(*(an_alert(pod=None) for _ in range(6)), an_alert(), truncatedAlerts=7, receiver=None)
     with capture_logs() as logs:
         await sent(caller, body, "/")
     (logged,) = [entry for entry in logs if entry["event"] == "request.ignored"]
@@ -168,7 +199,9 @@ async def test_logs_what_it_leaves_out(caller: Caller) -> None:
         "event": "request.ignored",
         "log_level": "info",
         "count": 7,
-        "why": ["KubePodCrashLooping is resolved"] * 5,
+        "why": ["KubePodCrashLooping names no pod"] * 5,
+        "sender": "alertmanager",
+        "group": '{}:{alertname="KubePodCrashLooping"}',
     }
 
 

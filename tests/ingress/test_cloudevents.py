@@ -5,11 +5,13 @@ import json
 from typing import Any
 
 import pytest
+from cloudevents.conversion import to_binary, to_structured
+from cloudevents.http import CloudEvent
 
+from kreflex import trace
 from kreflex.ingress.cloudevents import DUE, FOUND, MOST_BYTES
 from kreflex.reflex import Result
 from kreflex.serve import _event
-from kreflex.signals import Delivery
 from kreflex.views import JSON
 from tests.ingress.conftest import Answer, Caller
 from tests.ingress.surroundings import API
@@ -38,19 +40,22 @@ async def binary(caller: Caller, data: Any, path: str = "/echo", **about: str) -
     return await caller.post(data, {**headers, "content-type": "application/json"}, path)
 
 
-async def structured(caller: Caller, event: Any, path: str = "/echo", kind: str = "json") -> Answer:
-    return await caller.post(event, {"content-type": f"application/cloudevents+{kind}; charset=utf-8"}, path)
+async def structured(caller: Caller, event: Any, path: str = "/echo", kind: str = "+json") -> Answer:
+    return await caller.post(event, {"content-type": f"application/cloudevents{kind}; charset=utf-8"}, path)
 
 
 # What is read
 
 
 async def test_reads_a_pod_in_binary_mode(caller: Caller) -> None:
-    answer = await binary(caller, a_pod(), traceparent=TRACE)
-    assert (answer.status, answer.json) == (
-        200,
-        {"signals": [SEEN], "due": [], "ignored": [], "wants_event": True, "extensions": {"traceparent": TRACE}},
-    )
+    answer = await binary(caller, a_pod())
+    assert (answer.status, answer.json["signals"], answer.json["wants_event"]) == (200, [SEEN], True)
+    assert answer.json["about"] == {
+        "sender": "cloudevents",
+        "source": "https://10.96.0.1:443",
+        "id": "event-1",
+        "type": UPDATE,
+    }
 
 
 async def test_reads_the_same_pod_in_structured_mode(caller: Caller) -> None:
@@ -100,10 +105,43 @@ async def test_reads_a_changed_record_and_the_wakers_two_events(caller: Caller) 
     assert signal == {**found, "seen": False, "source": "waker", "delivery": ""}
 
 
-@pytest.mark.parametrize("trace", ["", "x", TRACE + "\r\nSet-Cookie: a=b", TRACE.upper(), 5, None])
-async def test_hands_back_nothing_but_a_traceparent(caller: Caller, trace: Any) -> None:
-    answer = await structured(caller, {**attributes(), "data": a_pod(), "traceparent": trace})
-    assert answer.json["extensions"] == {}
+@pytest.mark.parametrize(
+    "kind",
+    ["application/cloudevents+json", "APPLICATION/CloudEvents+JSON", "application/cloudevents+json ; charset=UTF-8"],
+)
+async def test_reads_a_structured_event_whatever_the_parameters_of_its_content_type(caller: Caller, kind: str) -> None:
+    answer = await caller.post({**attributes(), "data": a_pod()}, {"content-type": kind}, "/echo")
+    assert answer.json["signals"] == [SEEN]
+
+
+async def test_the_content_type_tells_the_mode_whatever_headers_there_are(caller: Caller) -> None:
+    headers = {"ce-specversion": "1.0", "ce-type": "x", "content-type": "application/cloudevents+json"}
+    answer = await caller.post({**attributes(), "data": a_pod()}, headers, "/echo")
+    assert answer.json["signals"] == [SEEN]
+
+
+async def test_reads_data_that_a_sender_put_in_a_string(caller: Caller) -> None:
+    answer = await structured(caller, {**attributes(), "data": json.dumps(a_pod())})
+    assert answer.json["signals"] == [SEEN]
+
+
+async def test_decodes_attributes_in_headers(caller: Caller) -> None:
+    answer = await binary(caller, a_pod(), id="event%2F%E2%82%AC%201")
+    assert answer.json["about"]["id"] == "event/€ 1"
+
+
+async def test_the_data_of_an_event_for_others_is_not_looked_at(caller: Caller) -> None:
+    for kind in ("dev.knative.sources.ping", "com.example.order"):
+        assert (await binary(caller, b"hello, {", path="/", type=kind)).status == 204
+        answer = await structured(caller, {**attributes(type=kind), "data_base64": "aGVsbG8="}, "/")
+        assert (answer.status, API.calls) == (204, [])
+
+
+async def test_reads_what_the_sdk_writes(caller: Caller) -> None:
+    event = CloudEvent(attributes(traceparent=TRACE), a_pod())
+    for headers, body in (to_binary(event), to_structured(event)):
+        answer = await caller.post(body, headers, "/echo")
+        assert answer.json["signals"] == [{**SEEN, "trace": TRACE}]
 
 
 # What can't be read
@@ -131,12 +169,38 @@ async def test_names_a_version_that_it_does_not_know(caller: Caller, version: st
 async def test_refuses_what_is_no_structured_event(caller: Caller, event: bytes) -> None:
     answer = await structured(caller, event)
     assert answer.status == 400
-    assert answer.json["error"].startswith("CloudEvent: ")
+    assert answer.json["error"].startswith("specversion: is missing" if event == b"{}" else "body: ")
 
 
-async def test_refuses_a_batch(caller: Caller) -> None:
-    answer = await structured(caller, [{**attributes(), "data": a_pod()}], kind="batch+json")
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"id": ""}, "id: is missing"),
+        ({"id": None}, "id: is missing"),
+        ({"source": 5}, "source: must be a string, not 5"),
+        ({"type": {"a": 1}}, "type: must be a string, not an object"),
+        ({"data": {}, "data_base64": "e30="}, "data_base64: must not stand beside data"),
+        ({"data_base64": "e30"}, "data_base64: is not base64"),
+        ({"data_base64": "e3 0="}, "data_base64: is not base64"),
+        ({"data_base64": 5}, "data_base64: must be a string"),
+        ({"data_base64": "/w=="}, "data: is not JSON"),
+        ({"data": "x"}, "data: is not JSON"),
+        ({"data": "\ud800"}, "data: is not JSON"),
+    ],
+)
+async def test_names_what_is_wrong_with_a_structured_event(caller: Caller, change: JSON, error: str) -> None:
+    answer = await structured(caller, {**attributes(), **change})
     assert answer.status == 400
+    assert answer.json["error"].startswith(error)
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/cloudevents", "application/cloudevents+avro", "application/cloudevents-batch+xml"]
+)
+async def test_refuses_a_format_that_it_can_not_read(caller: Caller, kind: str) -> None:
+    answer = await caller.post({**attributes(), "data": a_pod()}, {"content-type": kind})
+    assert answer.status == 400
+    assert answer.json["error"].startswith("content-type: must be application/cloudevents+json or ")
 
 
 def without(*path: str) -> JSON:
@@ -161,7 +225,7 @@ def renamed(name: Any) -> JSON:
         (UPDATE, b"{", "data: is not JSON"),
         (UPDATE, b"\xff\xfe", "data"),
         (UPDATE, b"[" * 100_000, ""),
-        (UPDATE, b"", "data: must be a Kubernetes object"),
+        (UPDATE, b"", "data: is empty"),
         (UPDATE, [], "data: must be a Kubernetes object"),
         (UPDATE, "text", "data"),
         (UPDATE, {"kind": "Pod", "name": "cart-1"}, "data: is not a whole Pod: KeyError('metadata')"),
@@ -172,12 +236,17 @@ def renamed(name: Any) -> JSON:
         (UPDATE, renamed("cart-1?watch=true"), "data.metadata.name: must be a name"),
         (UPDATE, renamed("\ud800"), "data.metadata.name: must be a name"),
         (UPDATE, renamed(5), "data.metadata.name: must be a name"),
+        (UPDATE, b'{"kind": NaN}', "data: is not JSON: NaN is no number of JSON"),
+        (UPDATE, b'{"kind": 1e999}', "data: is not JSON: 1e999 is no number of JSON"),
+        (UPDATE, b'{"kind": ' + b"1" * 5000 + b"}", "data: is not JSON"),
+        (UPDATE, {"kind": 5}, "data.kind: must be the kind"),
         (UPDATE, {"kind": "Remediation"}, "data.metadata: must be an object"),
         (UPDATE, {"kind": "Remediation", "metadata": {"name": "r"}}, "data.metadata.namespace: must be a name"),
         (DUE, {}, "data.items: must be a list"),
         (DUE, {"items": [{"namespace": "shop", "name": "r"}, 5]}, "data.items[1]: must be an object"),
         (DUE, {"items": [{"namespace": "shop", "name": "r/../s"}]}, "data.items[0].name: must be a name"),
         (FOUND, {"items": [{"namespace": "shop", "name": "cart-1"}]}, "data.items[0].uid: must be the UID"),
+        (FOUND, {"items": [{"namespace": "shop", "name": "cart-1", "uid": "\ud800"}]}, "data.items[0].uid"),
     ],
 )
 async def test_names_the_field_that_is_wrong(caller: Caller, kind: str, data: Any, field: str) -> None:
@@ -272,7 +341,8 @@ REFUSED = {"phase": "Open", "outcome": "refused", "guard": "OOMKilled", "reason"
 def a_reply(*statuses: JSON) -> tuple[dict[str, str], JSON]:
     """The reply to an event that changed records to these statuses; its headers and its data."""
     results = [Result("it", "applied", "because", a_record(status=status)) for status in statuses]
-    response = _event("restart-loop-killer", Delivery(wants_event=True, extensions={"traceparent": TRACE}), results)
+    with trace.span("test", trace.read(TRACE)):
+        response = _event("restart-loop-killer", results)
     return dict(response.headers), json.loads(bytes(response.body))
 
 
@@ -291,7 +361,7 @@ def test_a_reply_tells_what_became_of_the_fault(status: JSON, kind: str) -> None
     assert headers["ce-type"] == f"dev.kreflex.remediation.{kind}.v1"
     assert headers["ce-source"] == "kreflex.dev/functions/restart-loop-killer"
     assert headers["ce-subject"] == "shop/restart-loop-killer-cart-1-5b0e1cc5"
-    assert headers["ce-traceparent"] == TRACE
+    assert headers["ce-traceparent"][:36] == TRACE[:36]
     (item,) = data["items"]
     assert (item["target"]["uid"], item["owner"]["name"], item["outcome"], item["cause"]) == (
         CART.uid,
@@ -307,7 +377,16 @@ def test_one_reply_tells_of_several_faults() -> None:
     assert [item["outcome"] for item in data["items"]] == ["applied", "refused"]
 
 
-async def test_a_reply_that_comes_back_wakes_nobody(caller: Caller) -> None:
-    headers, data = a_reply(APPLIED)
-    answer = await caller.post(data, headers)
-    assert (answer.status, API.calls) == (204, [])
+@pytest.mark.parametrize(
+    "status", [APPLIED, REFUSED, {**APPLIED, "phase": "Done", "verdict": "Ineffective"}, {"phase": "Acting"}]
+)
+async def test_a_reply_never_wakes_the_function_that_sent_it(caller: Caller, status: JSON) -> None:
+    headers, data = a_reply(status)
+    event = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")} | {"data": data}
+    assert event["source"] == "kreflex.dev/functions/restart-loop-killer"
+    answers = [
+        await caller.post(data, headers),
+        await structured(caller, event, "/"),
+        await structured(caller, [event, event], "/", kind="-batch+json"),
+    ]
+    assert ([answer.status for answer in answers], API.calls) == ([204, 204, 200], [])

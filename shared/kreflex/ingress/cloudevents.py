@@ -182,7 +182,7 @@ def _alone(event: Event) -> Delivery:
     about = {
         "sender": "cloudevents",
         "source": plain(event.attributes["source"]),
-        "event": event.id,
+        "id": event.id,
         "type": plain(event.kind),
     }
     reply = event.kind not in argo_events.TYPES
