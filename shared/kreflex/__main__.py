@@ -8,28 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from functions_framework.aio import create_asgi_app
 
-from kreflex.audit import configure_logging
-from kreflex.auth import CallerSettings
+from kreflex import figures
+from kreflex.audit import configure_logging, log
+from kreflex.auth import NETWORK, UNGUARDED, CallerSettings
 from kreflex.cluster import load_credentials
 from kreflex.errors import SettingsError
+from kreflex.server import Server
+from kreflex.settings import CoreSettings
 
 
 def main() -> None:
     """Serve until SIGTERM, answer what has begun; configuration that can't be used ends it with every fault named."""
     configure_logging()
     source = _source(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FUNCTION", ""))
-    port, app = _made(source)
-    uvicorn.run(
-        app,
-        host=os.environ.get("HOST", "0.0.0.0"),  # noqa: S104 - a pod is reached through its own address
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=28,
-    )
+    port, app, callers, core = _made(source)
+    figures.CALLERS.facts = [{"mode": mode} for mode in sorted(callers.modes)]
+    if NETWORK in callers.modes:
+        log.warning("callers.unknown", problem=UNGUARDED)
+    host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104 - a pod is reached through its own address
+    Server(app, host, port, core.drain_grace).run()
 
 
 def _source(name: str) -> Path:
@@ -41,12 +40,12 @@ def _source(name: str) -> Path:
     return source
 
 
-def _made(source: Path) -> tuple[int, Any]:
+def _made(source: Path) -> tuple[int, Any, CallerSettings, CoreSettings]:
     made: list[Any] = []
     faults: list[str] = []
     # Untyped in functions-framework 3.10.
     make = partial(create_asgi_app, target="main", source=str(source), signature_type="http")
-    for step in (_port, load_credentials, make, CallerSettings.from_environment):
+    for step in (_port, load_credentials, make, CallerSettings.from_environment, CoreSettings.from_environment):
         try:
             made.append(step())
         except SettingsError as error:
@@ -54,8 +53,8 @@ def _made(source: Path) -> tuple[int, Any]:
     if faults:
         told = (f"  {fault}" for fault in dict.fromkeys(faults))
         sys.exit("\n".join(["This function can't start with its configuration:", *told]))
-    port, _, app, _ = made
-    return port, app
+    port, _, app, callers, core = made
+    return port, app, callers, core
 
 
 def _port() -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ import aiohttp
 from kubernetes import config as credentials
 from kubernetes.client.configuration import Configuration
 
-from kreflex import trace
+from kreflex import figures, trace
 from kreflex.clock import ServerClock
 from kreflex.errors import (
     ApiError,
@@ -67,6 +69,14 @@ def load_credentials(kubeconfig: str | None = None) -> Configuration:
     return configuration
 
 
+@dataclass
+class Contact:
+    """When the API server has answered last, by the local monotonic clock, and whether the last call went wrong."""
+
+    answered: float = -math.inf
+    broken: bool = False
+
+
 class Transport:
     """Sends requests with the caller's credentials; answers are JSON, failures are ours."""
 
@@ -74,6 +84,7 @@ class Transport:
         self._configuration = configuration
         self._session: aiohttp.ClientSession | None = None
         self.clock = ServerClock()
+        self.contact = Contact()
 
     async def send(
         self,
@@ -90,18 +101,29 @@ class Transport:
         if body is not None:
             headers["Content-Type"] = f"application/{kind}"
             data = json.dumps(body, separators=(",", ":")).encode()
-        sent = self.clock.tick()
+        sent, begun = self.clock.tick(), time.monotonic()
         try:
             with trace.call(method, path) as span:
                 async with self._open().request(method, path, params=query, data=data, headers=headers) as answer:
                     content = await answer.read()
                 span.tell({"http.response.status_code": answer.status})
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._note(method, 0, begun)
             raise UnavailableError(f"the API server did not answer {method} {path}: {error!r}") from error
+        self._note(method, answer.status, begun)
         self.clock.hear(answer.headers.get("Date"), sent)
         if answer.status >= 400:
             raise _refusal(method, path, answer.status, content)
         return _parse(method, path, content)
+
+    def _note(self, method: str, status: int, begun: float) -> None:
+        now = time.monotonic()
+        # 401: our own token is no good. Other refusals are about one object.
+        self.contact.broken = status in {0, 401, 502, 503, 504}
+        if not self.contact.broken:
+            self.contact.answered = now
+        figures.API_REQUESTS.add(method, str(status) if status else "none")
+        figures.API_SECONDS.observe(now - begun, method)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from kreflex import ingress, trace
+from kreflex import figures, ingress, trace
 from kreflex.audit import log
-from kreflex.auth import CallerSettings, Gate
+from kreflex.auth import NETWORK, UNGUARDED, CallerSettings, Gate
 from kreflex.cluster import Reader, Transport, Writer, load_credentials
 from kreflex.decisions import Defer, Verdict
 from kreflex.errors import (
@@ -29,9 +28,11 @@ from kreflex.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from kreflex.exchange import Body, EarlyAnswer, Seldom, answer_json, problem
 from kreflex.ingress import cloudevents
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
+from kreflex.readiness import LIFETIME, Readiness
 from kreflex.records import Record
 from kreflex.reflex import Arc, Reflex, Result, handle_all
 from kreflex.settings import CoreSettings, Settings
@@ -47,6 +48,10 @@ Main = Callable[[Request], Awaitable[Response]]
 REFLEXES: dict[str, Reflex[Any]] = {}
 
 _TOLD = 50
+# A request more is told to come again. Each may hold a body of 32 MiB.
+_MOST_REQUESTS = 200
+_SENDERS = frozenset({"alertmanager", "argo-events", "cloudevents"})
+_STRANGERS = Seldom()
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,13 @@ class Service:
 
     gate: Gate
     handle: Callable[[Delivery], Awaitable[Response]]
-    ready: Callable[[], Awaitable[object]]
+    readiness: Readiness
+
+    @classmethod
+    def of(cls, transport: Transport, reader: Reader, handle: Callable[[Delivery], Awaitable[Response]]) -> Service:
+        """Make a service that lets in whom the environment names; raises SettingsError."""
+        gate = Gate(CallerSettings.from_environment(), transport)
+        return cls(gate, handle, Readiness(transport.contact, lambda: load_policies(reader), gate.check))
 
 
 def serve(
@@ -76,8 +87,7 @@ def serve(
     def made() -> Service:
         transport = Transport(load_credentials())
         arc = Arc(reflex, core, transport)
-        gate = Gate(CallerSettings.from_environment(), transport)
-        return Service(gate, lambda delivery: _handle(arc, delivery), lambda: load_policies(arc.reader))
+        return Service.of(transport, arc.reader, lambda delivery: _handle(arc, delivery))
 
     return _main(made)
 
@@ -103,8 +113,7 @@ def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
         transport = Transport(load_credentials())
         world = World(Reader(transport), Metrics(core.prometheus_url))
         waker = Waker(urls, reflexes, world, Writer(transport), core, retain)
-        gate = Gate(CallerSettings.from_environment(), transport)
-        return Service(gate, lambda delivery: _round(waker, delivery), lambda: load_policies(world.cluster))
+        return Service.of(transport, world.cluster, lambda delivery: _round(waker, delivery))
 
     return _main(made)
 
@@ -132,15 +141,34 @@ async def _round(waker: Waker, delivery: Delivery) -> Response:
 async def answer(request: Request, service: Service) -> Response:
     """Answer one request: probes by path, everything else as a delivery; every failure becomes its status code."""
     if request.method == "GET":
-        return await _settled(_probe(request.url.path, service.ready))
-    began = time.time_ns()
+        return await _probe(request.url.path, service)
+    figures.IN_FLIGHT.value += 1
+    try:
+        response = await _answer(request, service, time.time_ns())
+    finally:
+        figures.IN_FLIGHT.value -= 1
+    if LIFETIME.ending:
+        # Who kept the connection would meet a closed one with the next request.
+        response.headers["Connection"] = "close"
+    return response
+
+
+async def _answer(request: Request, service: Service, began: int) -> Response:
+    nothing, body = Delivery(trace=trace.from_headers(request.headers)), Body(request.receive)
     try:
         # Before the body is read: a stranger's bytes are never parsed.
-        await service.gate.admit(request.headers.getlist("authorization"))
-        delivery = await read(request)
+        await _admit(request, service)
+        delivery = ingress.parse(request.headers, await body.read(ingress.most_bytes(request.headers)))
     except Exception as error:  # noqa: BLE001 - it is raised again, where log lines name the trace
-        return await _traced(_fails(error), Delivery(trace=trace.from_headers(request.headers)), began)
+        response = await _traced(_fails(error), nothing, began)
+        return response if body.whole else EarlyAnswer(response)
     return await _traced(service.handle(delivery), delivery, began)
+
+
+async def _admit(request: Request, service: Service) -> None:
+    await service.gate.admit(request.headers.getlist("authorization"))
+    if figures.IN_FLIGHT.value > _MOST_REQUESTS:
+        raise UnavailableError(f"{_MOST_REQUESTS} requests are being answered already; come again")
 
 
 async def _fails(error: Exception) -> Response:
@@ -152,66 +180,60 @@ async def _traced(work: Awaitable[Response], delivery: Delivery, began: int) -> 
         response = await _settled(work)
         about = {f"kreflex.{name}": value for name, value in delivery.about.items()}
         span.tell({"http.response.status_code": response.status_code, **about})
+        seconds = (time.time_ns() - began) / 1e9
+        figures.REQUESTS.observe(seconds, _sender(delivery), str(response.status_code))
         return response
+
+
+def _sender(delivery: Delivery) -> str:
+    # One of a few words: it becomes a label, and a source is whatever somebody wrote into his event.
+    sender = "cloudevents" if delivery.wants_event else delivery.about.get("sender", "")
+    return sender if sender in _SENDERS else "unknown"
 
 
 async def _settled(work: Awaitable[Response]) -> Response:
     try:
         return await work
     except UnauthenticatedError as error:
-        return _refusal(401, error)
+        return _stranger(401, error)
     except ForbiddenError as error:
-        return _refusal(403, error)
+        return _stranger(403, error)
     except BadEventError as error:
         return _refusal(400, error)
     except TooLargeError as error:
         return _refusal(413, error)
     except UnavailableError as error:
         log.warning("request.unavailable", error=str(error))
-        return _problem(503, error)
+        return problem(503, error)
     except Exception as error:  # noqa: BLE001 - see the next line
         # The one place that catches everything: a bug is a 500 with its traceback, and the sender comes again.
         log.exception("request.failed")
-        return _problem(500, KreflexError(f"{type(error).__name__}: {error}"))
+        return problem(500, KreflexError(f"{type(error).__name__}: {error}"))
 
 
-async def read(request: Request) -> Delivery:
-    """Read a request into a delivery; raises BadEventError or TooLargeError."""
-    most, body = ingress.most_bytes(request.headers), bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise TooLargeError(f"the body is larger than {most} bytes")
-    except ClientDisconnect as error:
-        raise BadEventError("body", "ended before it was whole") from error
-    return ingress.parse(request.headers, body)
-
-
-async def _probe(path: str, ready: Callable[[], Awaitable[object]]) -> Response:
+async def _probe(path: str, service: Service) -> Response:
+    # No token is asked for: a kubelet has none, and nothing that is told here names an object of the cluster.
     if path == "/healthz":
         return Response("ok")
+    if path == "/metrics":
+        return Response(figures.render(), media_type=figures.CONTENT_TYPE)
     if path == "/readyz":
-        await ready()
-        return Response("ok")
-    return _problem(404, KreflexError(f"{path} is not served; events are POSTed to /"))
+        try:
+            await service.readiness.check()
+        except UnavailableError as error:
+            return Response(f"not ready: {error}", 503)
+        return Response(f"ok; {UNGUARDED}" if NETWORK in service.gate.modes else "ok")
+    return problem(404, KreflexError(f"{path} is not served; events are POSTed to /"))
+
+
+def _stranger(status: int, error: KreflexError) -> Response:
+    _STRANGERS.warn("request.stranger", status=status, error=str(error))
+    return problem(status, error)
 
 
 def _refusal(status: int, error: KreflexError) -> Response:
     log.warning("request.refused", status=status, error=str(error))
-    refusal = _problem(status, error)
-    if status == 401:
-        refusal.headers["WWW-Authenticate"] = 'Bearer realm="kreflex"'
-    return refusal
-
-
-def _problem(status: int, error: KreflexError) -> Response:
-    return _json({"error": str(error)[:2000]}, status)
-
-
-def _json(body: JSON, status: int = 200) -> Response:
-    # In ASCII: half a surrogate pair, which JSON may hold, can't be encoded otherwise.
-    return Response(json.dumps(body), status, media_type="application/json")
+    return problem(status, error)
 
 
 async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
@@ -219,19 +241,22 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
         log.info("request.ignored", count=len(delivery.ignored), why=list(delivery.ignored[:5]), **delivery.about)
     asked: tuple[Signal | Due | Resolved, ...] = (*delivery.signals, *delivery.due, *delivery.resolved)
     results, errors = await handle_all(arc, asked, arc.core.time_budget)
+    for result in results:
+        figures.SIGNALS.add(result.outcome)
     for error in errors:
+        figures.SIGNALS.add("unavailable" if isinstance(error, UnavailableError) else "error")
         if not isinstance(error, UnavailableError):
             log.error("signal.failed", error=repr(error), exc_info=error)
     if errors:
         # The rest is not lost: what is recorded is a duplicate when the sender comes again.
         status = 503 if all(isinstance(error, UnavailableError) for error in errors) else 500
-        return _problem(status, KreflexError("; ".join(str(error) for error in errors[:5])))
+        return problem(status, KreflexError("; ".join(str(error) for error in errors[:5])))
     return _event(arc.reflex.name, results) if delivery.wants_event else _summary(delivery, results)
 
 
 def _summary(delivery: Delivery, results: Sequence[Result]) -> Response:
     told = [{"about": r.about, "outcome": r.outcome, "because": r.because} for r in results[:_TOLD]]
-    return _json({"results": told, "ignored": list(delivery.ignored[:_TOLD])})
+    return answer_json({"results": told, "ignored": list(delivery.ignored[:_TOLD])})
 
 
 def _event(name: str, results: Sequence[Result]) -> Response:

@@ -60,5 +60,10 @@ class CoreSettings(Settings):
     prometheus_url: str = Field("", pattern=r"^(https?://\S+)?$")
     act_within: Duration = Field(parse_duration("30s"), description="How long one attempt may hold a record.")
     time_budget: Duration = Field(parse_duration("25s"), description="How long one request may take.")
+    drain_grace: Duration = Field(
+        parse_duration("3s"),
+        le=parse_duration("20s"),
+        description="How long new requests are still taken after SIGTERM, from senders that have not heard of it.",
+    )
     token_file: str = Field("", description="The file with the token that the waker shows to the functions it calls.")
     concurrency: int = Field(8, ge=1, le=256, description="Signals of one request that are handled at the same time.")

@@ -8,8 +8,11 @@ from starlette.responses import Response
 from functions.restart_loop_killer import main as killer
 from kreflex import trace
 from kreflex.auth import CallerSettings, Gate
+from kreflex.cluster import Contact
+from kreflex.exchange import answer_json
+from kreflex.readiness import Readiness
 from kreflex.reflex import Arc
-from kreflex.serve import REFLEXES, Service, _handle, _json, answer
+from kreflex.serve import REFLEXES, Service, _handle, answer
 from kreflex.settings import CoreSettings
 from kreflex.signals import Delivery, Due, PodSignal, Resolved
 from kreflex.views import JSON
@@ -34,14 +37,17 @@ async def echo(delivery: Delivery) -> Response:
     place = trace.current()
     assert place is not None
     about = {"about": dict(delivery.about), "trace": place.extensions}
-    return _json({"signals": signals, "due": due, "resolved": resolved, **rest, **about})
+    return answer_json({"signals": signals, "due": due, "resolved": resolved, **rest, **about})
 
 
 async def ready() -> None:
     await API.send("GET", "/readyz")
 
 
+READINESS = Readiness(Contact(), ready, GATE.check)
+
+
 async def main(request: Request) -> Response:
     if request.url.path == "/echo":
-        return await answer(request, Service(GATE, echo, ready))
-    return await answer(request, Service(GATE, lambda delivery: _handle(ARC, delivery), ready))
+        return await answer(request, Service(GATE, echo, READINESS))
+    return await answer(request, Service(GATE, lambda delivery: _handle(ARC, delivery), READINESS))
