@@ -10,7 +10,7 @@ from typing import Any
 
 from functions_framework.aio import create_asgi_app
 
-from kreflex import figures
+from kreflex import figures, trace
 from kreflex.audit import configure_logging, log
 from kreflex.auth import NETWORK, UNGUARDED, CallerSettings
 from kreflex.cluster import load_credentials
@@ -28,7 +28,10 @@ def main() -> None:
     if NETWORK in callers.modes:
         log.warning("callers.unknown", problem=UNGUARDED)
     host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104 - a pod is reached through its own address
-    Server(app, host, port, core.drain_grace).run()
+    try:
+        Server(app, host, port, core.drain_grace).run()
+    finally:
+        trace.stop()
 
 
 def _source(name: str) -> Path:
@@ -45,7 +48,8 @@ def _made(source: Path) -> tuple[int, Any, CallerSettings, CoreSettings]:
     faults: list[str] = []
     # Untyped in functions-framework 3.10.
     make = partial(create_asgi_app, target="main", source=str(source), signature_type="http")
-    for step in (_port, load_credentials, make, CallerSettings.from_environment, CoreSettings.from_environment):
+    spans = partial(trace.start, source.parent.name.replace("_", "-"))
+    for step in (_port, load_credentials, make, CallerSettings.from_environment, CoreSettings.from_environment, spans):
         try:
             made.append(step())
         except SettingsError as error:
@@ -53,7 +57,7 @@ def _made(source: Path) -> tuple[int, Any, CallerSettings, CoreSettings]:
     if faults:
         told = (f"  {fault}" for fault in dict.fromkeys(faults))
         sys.exit("\n".join(["This function can't start with its configuration:", *told]))
-    port, _, app, callers, core = made
+    port, _, app, callers, core, _ = made
     return port, app, callers, core
 
 
