@@ -38,9 +38,9 @@ def policy(*, reads: bool) -> str:
     )
 
 
-def watches(log: Path, user: str, resource: str) -> bool:
-    """Whether a user has begun to watch a resource."""
-    return any(
+def watches(log: Path, user: str, resource: str) -> int:
+    """How often a user has begun to watch a resource."""
+    return sum(
         entry["verb"] == "watch" and entry["user"]["username"] == user and entry["objectRef"]["resource"] == resource
         for entry in entries(log)
     )

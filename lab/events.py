@@ -29,15 +29,30 @@ async def start_relay(plane: ControlPlane, port: int, subscribers: Sequence[Subs
     return url
 
 
-async def start_adapter(plane: ControlPlane, sink: str, *, program: Path | None = None) -> None:
-    """Start Knative's ApiServerSource adapter on the pods of all namespaces, with rights to watch them and no more."""
+async def start_adapter(
+    plane: ControlPlane,
+    sink: str,
+    *,
+    program: Path | None = None,
+    name: str = "adapter",
+    mode: str = "Resource",
+    namespaces: Sequence[str] = (),
+    audience: str = "",
+) -> None:
+    """Start Knative's ApiServerSource adapter on the pods of these namespaces, or of all, with rights to watch them.
+
+    With an audience it shows the sink a token that it gets for itself, as with Knative's authentication-oidc.
+    """
     program = program or Toolchain().ensure(["apiserver_receive_adapter"])["apiserver_receive_adapter"]
     account = "apiserversource"
     config = await plane.kubeconfig_for(NAMESPACE, account)
     # It asks for trust bundles in its namespace before it starts.
     rules = [{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]}]
-    await manifests.grant(plane.api, NAMESPACE, account, rules)
-    source = {"namespaces": [], "allNamespaces": True, "resources": [{"gvr": _PODS}], "mode": "Resource"}
+    tokens = {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}
+    await manifests.grant(plane.api, NAMESPACE, account, [*rules, tokens] if audience else rules)
+    where = {"namespaces": list(namespaces), "allNamespaces": not namespaces}
+    source = {**where, "resources": [{"gvr": _PODS}], "mode": mode}
+    identity = {"K_AUDIENCE": audience, "K_OIDC_SERVICE_ACCOUNT": account} if audience else {}
     environment = {
         "K_SINK": sink,
         "K_SOURCE_CONFIG": json.dumps(source),
@@ -50,11 +65,13 @@ async def start_adapter(plane: ControlPlane, sink: str, *, program: Path | None 
         # No limit, said aloud: it warns otherwise.
         "K_SINK_TIMEOUT": "-1",
         "KUBECONFIG": str(config),
+        **identity,
     }
-    child = plane.start_child("adapter", [program, "--disable-ha"], environment=environment)
+    before = audit.watches(plane.audit_log, audit.WATCHER, "pods")
+    child = plane.start_child(name, [program, "--disable-ha"], environment=environment)
 
     async def watches() -> bool:
-        return audit.watches(plane.audit_log, audit.WATCHER, "pods") or not child.alive
+        return audit.watches(plane.audit_log, audit.WATCHER, "pods") > before or not child.alive
 
     await eventually(watches, "the adapter's watch of pods")
     if not child.alive:

@@ -24,6 +24,10 @@ class Taken:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    def header(self, name: str) -> str:
+        """A header's value, however its name is written; "" if there is none."""
+        return next((value for key, value in self.headers.items() if key.lower() == name), "")
+
 
 Answer = int | Callable[[Taken], Awaitable[web.Response]]
 HANG = 0
