@@ -99,13 +99,23 @@ def _strict(crd: Json) -> Json:
 
 
 def _without_escapes(schema: Any) -> Any:
-    """Let unknown fields be only where nothing is known: `properties` beside the escape describe all that there is."""
+    """Let unknown fields be only where nothing is known: `properties` beside the escape describe all that there is.
+
+    Descriptions go as well: they are most of the text, and the API server works through it each time.
+    """
     if isinstance(schema, list):
         return [_without_escapes(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    open_ = _UNKNOWN in schema and not schema.get("properties")
-    return {key: _without_escapes(value) for key, value in schema.items() if key != _UNKNOWN or open_}
+    known = bool(schema.get("properties"))
+    kept = {
+        key: value for key, value in schema.items() if not (key == _UNKNOWN and known) and not _is_prose(key, value)
+    }
+    return {key: _without_escapes(value) for key, value in kept.items()}
+
+
+def _is_prose(key: str, value: Any) -> bool:
+    return key == "description" and isinstance(value, str)
 
 
 def _download(pinned: str) -> Path:

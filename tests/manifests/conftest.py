@@ -1,10 +1,11 @@
 """A control plane that knows the kinds of Knative, Argo Events and the Prometheus operator, and does no more."""
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 
-from lab import crds, manifests
+from lab import crds
 from lab.cluster import ControlPlane
 from tests.manifests import rendered
 
@@ -16,8 +17,14 @@ _OTHERS = ("argo-events", "knative-eventing", "monitoring")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
     """Their definitions are those of their modules, made strict: a field that none of them describes is refused."""
     async with ControlPlane(tmp_path_factory.mktemp("manifests")) as plane:
-        await manifests.apply(plane.api, crds.strict_crds())
         config = f"--kubeconfig={plane.kubeconfig}"
+        rendered.run(
+            config,
+            "create",
+            "-f",
+            "-",
+            given=json.dumps({"apiVersion": "v1", "kind": "List", "items": crds.strict_crds()}),
+        )
         for namespace in _OTHERS:
             rendered.run(config, "create", "namespace", namespace)
         # As docs/install.md says: the definitions first, for nothing that uses them is accepted before.

@@ -44,13 +44,10 @@ def run(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[
 
 
 @cache
-def _text(folder: Path) -> str:
-    return run("kustomize", folder).stdout
-
-
-def render(folder: Path) -> list[Json]:
-    """The objects that a folder stands for."""
-    return [document for document in yaml.safe_load_all(_text(folder)) if document]
+def render(folder: Path) -> tuple[Json, ...]:
+    """The objects that a folder stands for; read them only, they are shared."""
+    text = run("kustomize", folder).stdout
+    return tuple(document for document in yaml.load_all(text, yaml.CSafeLoader) if document)
 
 
 def of_kind(folder: Path, *kinds: str) -> list[Json]:

@@ -1,0 +1,342 @@
+"""What must hold of the manifests, whichever function they are for; asked of what kustomize makes of them."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kreflex.auth import CallerSettings
+from kreflex.policy import Policy, PolicySpec, combine
+from kreflex.settings import CoreSettings, Settings
+from tests.manifests import rendered
+from tests.manifests.rendered import FUNCTIONS, INSTALL, KNATIVE, SENDERS, TRIGGERS, WHOLE, Json
+
+every_folder = pytest.mark.parametrize("folder", [*WHOLE, *SENDERS], ids=rendered.name_of)
+every_whole = pytest.mark.parametrize("folder", WHOLE, ids=rendered.name_of)
+every_function = pytest.mark.parametrize("function", FUNCTIONS)
+DECIDING = [name for name in FUNCTIONS if name != "waker"]
+PLAIN = KNATIVE / "variants" / "plain"
+FILES = {
+    "admission.yaml",
+    "kustomization.yaml",
+    "networkpolicy.yaml",
+    "rbac.yaml",
+    "service.yaml",
+    "serviceaccount.yaml",
+    "settings.env",
+}
+GENERATED = {"admission.yaml", "rbac.yaml", "approvals.yaml"}
+CLUSTER_WIDE = {
+    "ClusterRemediationPolicy",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Namespace",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
+
+
+def settings_of(function: str) -> type[Settings]:
+    """The settings class that a function defines; the waker's needs FUNCTIONS in the environment."""
+    module = importlib.import_module(f"functions.{function.replace('-', '_')}.main")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Settings) and value.__module__ == module.__name__
+    ]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def waker_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNCTIONS", "restart-loop-killer=http://127.0.0.1:9/")
+
+
+def own_settings(function: str) -> dict[str, str]:
+    """What the settings.env of a function says."""
+    lines = (KNATIVE / function / "settings.env").read_text().splitlines()
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name: value for name, _, value in pairs}
+
+
+def environments(folder: Path) -> dict[str, dict[str, str]]:
+    """The environment of each workload of a folder."""
+    return {name: rendered.environment_of(folder, pod) for name, pod in rendered.pods_of(folder)}
+
+
+# The folders.
+
+
+@every_function
+def test_a_function_has_a_folder_with_the_same_files_as_all(function: str) -> None:
+    assert {file.name for file in (KNATIVE / function).iterdir()} == FILES
+
+
+@every_whole
+def test_every_function_is_installed(folder: Path) -> None:
+    assert {name for name, _ in rendered.pods_of(folder)} == set(FUNCTIONS)
+
+
+@every_folder
+def test_labels_are_on_everything_and_written_once(folder: Path) -> None:
+    unlabelled = [
+        document["metadata"]["name"]
+        for document in rendered.render(folder)
+        if document["metadata"].get("labels", {}).get("app.kubernetes.io/part-of") != "kreflex"
+    ]
+    assert [name for name in unlabelled if name not in policies(folder)] == []
+    written = [
+        file
+        for file in folder.glob("*.yaml")
+        if file.name not in GENERATED | {"kustomization.yaml"}
+        for document in yaml.safe_load_all(file.read_text())
+        if any(label.startswith("app.kubernetes.io/") for label in document.get("metadata", {}).get("labels", {}))
+    ]
+    assert written == []
+
+
+def policies(folder: Path) -> set[str]:
+    """The names of a folder's policies: these are the user's own, and carry no label of ours."""
+    return {document["metadata"]["name"] for document in rendered.of_kind(folder, "ClusterRemediationPolicy")}
+
+
+@every_folder
+def test_what_has_a_namespace_names_it_and_nothing_else_does(folder: Path) -> None:
+    wrong = [
+        (document["kind"], document["metadata"]["name"])
+        for document in rendered.render(folder)
+        if ("namespace" in document["metadata"]) == (document["kind"] in CLUSTER_WIDE)
+    ]
+    assert wrong == []
+
+
+@every_folder
+def test_no_role_has_a_wildcard(folder: Path) -> None:
+    rules = [rule for role in rendered.of_kind(folder, "Role", "ClusterRole") for rule in role["rules"]]
+    assert [rule for rule in rules if "*" in str(rule)] == []
+
+
+@every_folder
+def test_all_run_the_one_image_which_is_set_in_one_place(folder: Path) -> None:
+    (image,) = yaml.safe_load((KNATIVE / "image" / "kustomization.yaml").read_text())["images"]
+    images = {container["image"] for _, pod in rendered.pods_of(folder) for container in pod["containers"]}
+    assert images <= {f"{image['newName']}@{image['digest']}"}
+
+
+# Pods.
+
+
+@every_folder
+def test_pods_are_bounded_and_can_not_change_their_image(folder: Path) -> None:
+    for _, pod in rendered.pods_of(folder):
+        (container,) = pod["containers"]
+        assert set(container["resources"]["limits"]) == {"cpu", "memory"}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert pod["serviceAccountName"] in {
+            account["metadata"]["name"] for account in rendered.of_kind(folder, "ServiceAccount")
+        }
+
+
+@every_folder
+def test_a_network_policy_selects_each_pod(folder: Path) -> None:
+    chosen = [document["spec"]["podSelector"]["matchLabels"] for document in rendered.of_kind(folder, "NetworkPolicy")]
+    for document in rendered.of_kind(folder, "ksvc", "Deployment", "CronJob"):
+        spec = document["spec"]
+        template = spec["jobTemplate"]["spec"]["template"] if document["kind"] == "CronJob" else spec["template"]
+        assert [labels for labels in chosen if labels.items() <= template["metadata"]["labels"].items()]
+
+
+@pytest.mark.parametrize("function", DECIDING)
+def test_a_request_may_end_before_knative_gives_it_up_or_kills_the_pod(function: str) -> None:
+    pods = dict(rendered.pods_of(INSTALL))
+    # Knative's grace for a pod is its timeout: 30 seconds of its sidecar's, then 28 of ours.
+    assert pods[function]["timeoutSeconds"] >= max(CoreSettings().time_budget.total_seconds(), 30 + 28)
+
+
+@every_function
+def test_the_plain_variant_runs_the_same_container(function: str) -> None:
+    served, plain = (dict(rendered.pods_of(folder))[function] for folder in (INSTALL, PLAIN))
+    assert comparable(plain) == comparable(served)
+
+
+def comparable(pod: Json) -> Json:
+    """A pod without what differs on purpose: how it is served, and whether it is served at all."""
+    (container,) = pod["containers"]
+    served = {"args", "command", "livenessProbe", "ports", "readinessProbe"}
+    same = {key: value for key, value in container.items() if key not in served}
+    return {"container": same, "volumes": pod["volumes"], "account": pod["serviceAccountName"]}
+
+
+# Settings.
+
+
+@every_whole
+def test_every_variable_is_a_setting(folder: Path) -> None:
+    classes: list[type[Settings]] = [CoreSettings, CallerSettings, *(settings_of(function) for function in FUNCTIONS)]
+    known = {name.upper() for settings in classes for name in settings.model_fields}
+    given = {name for environment in environments(folder).values() for name in environment}
+    assert given - known == set()
+
+
+@every_whole
+def test_every_function_can_read_what_it_is_given(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-value-that-is-long-enough")
+    for function, environment in environments(folder).items():
+        given = environment | {"CALLERS_SECRETS": str(tmp_path)} if "CALLERS_SECRETS" in environment else environment
+        for settings in (CoreSettings, CallerSettings, settings_of(function)):
+            assert isinstance(settings.from_environment(given), settings)
+
+
+@every_whole
+def test_the_waker_asks_each_function_with_its_own_thresholds(folder: Path) -> None:
+    waker = environments(folder)["waker"]
+    for function in DECIDING:
+        names = {name.upper() for name in settings_of(function).model_fields}
+        assert {name: waker.get(name) for name in names} == {name: own_settings(function).get(name) for name in names}
+
+
+def test_no_two_functions_call_two_things_by_one_name() -> None:
+    """The waker has the settings of all in one environment."""
+    names = [name for function in DECIDING for name in settings_of(function).model_fields]
+    assert len(names) == len(set(names))
+
+
+@every_whole
+def test_the_waker_calls_each_function_where_it_is(folder: Path) -> None:
+    urls = settings_of("waker").from_environment(environments(folder)["waker"]).urls  # type: ignore[attr-defined]
+    assert urls == {name: f"http://{name}.kreflex-system.svc.cluster.local/" for name in DECIDING}
+    served = {document["metadata"]["name"] for document in rendered.of_kind(folder, "ksvc", "Service")}
+    assert set(urls) <= served
+
+
+@every_whole
+def test_the_waker_shows_a_token_that_the_functions_accept(folder: Path) -> None:
+    pod, environment = dict(rendered.pods_of(folder))["waker"], environments(folder)["waker"]
+    (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "token"]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "token"]
+    (token,) = [source["serviceAccountToken"] for source in volume["projected"]["sources"]]
+    assert environment["TOKEN_FILE"] == f"{mount['mountPath']}/{token['path']}"
+    assert token["audience"] == environment["CALLERS_AUDIENCE"]
+    for function in DECIDING:
+        assert "kreflex-system/waker" in environments(folder)[function]["CALLERS_ACCOUNTS"].split(",")
+
+
+# Policies.
+
+
+def test_nothing_is_touched_by_what_is_installed_at_first() -> None:
+    for function in DECIDING:
+        found = [
+            document["spec"]
+            for document in rendered.of_kind(INSTALL, "ClusterRemediationPolicy")
+            if function in document["spec"]["functions"]
+        ]
+        assert [spec["mode"] for spec in found] == ["DryRun"]
+
+
+def test_the_rehearsal_holds_whatever_other_policies_say() -> None:
+    (body,) = yaml.safe_load_all((KNATIVE / "variants" / "dry-run" / "policy.yaml").read_text())
+    rehearsal = Policy("ClusterRemediationPolicy", "", "dry-run", "1", 1, PolicySpec.model_validate(body["spec"]))
+    other = Policy("ClusterRemediationPolicy", "", "auto", "2", 1, PolicySpec(mode="Auto", owners=("*",)))
+    assert all(rehearsal.selects(function, "shop", {}) for function in DECIDING)
+    effective = combine((rehearsal, other))
+    assert (effective.mode, effective.allows_owner("DaemonSet")) == ("DryRun", True)
+
+
+# The Broker's side.
+
+
+def oidc_account(document: Json) -> str:
+    """The account that Knative's OIDC makes for an object: its name and a suffix, hashed if that is too long.
+
+    knative.dev/eventing pkg/auth/serviceaccount.go, knative.dev/pkg kmeta.ChildName.
+    """
+    group = document["apiVersion"].split("/")[0]
+    suffix = f"-oidc-{group}-{document['kind']}"
+    name = document["metadata"]["name"]
+    assert len(name) + len(suffix) <= 63, f"{name} is too long: its account would have a hash for a name"
+    return f"{document['metadata']['namespace']}/{name}{suffix}".lower()
+
+
+BROKERED = [TRIGGERS / "knative-eventing", TRIGGERS / "knative-eventing-plain"]
+
+
+@pytest.mark.parametrize("folder", BROKERED, ids=rendered.name_of)
+def test_every_trigger_has_a_filter_retries_and_a_dead_letter_sink(folder: Path) -> None:
+    (broker,) = rendered.of_kind(folder, "Broker")
+    services = {document["metadata"]["name"] for document in rendered.of_kind(folder, "Service")}
+    triggers = rendered.of_kind(folder, "Trigger")
+    assert {trigger["metadata"]["name"] for trigger in triggers} == set(DECIDING)
+    for trigger in triggers:
+        spec = trigger["spec"]
+        assert (spec["broker"], bool(spec["filters"])) == (broker["metadata"]["name"], True)
+        assert spec["delivery"] == broker["spec"]["delivery"]
+        assert spec["delivery"]["deadLetterSink"]["ref"]["name"] in services
+        assert (
+            spec["subscriber"]["audience"]
+            == environments(INSTALL)[spec["subscriber"]["ref"]["name"]]["CALLERS_AUDIENCE"]
+        )
+
+
+@pytest.mark.parametrize(("folder", "whole"), [(BROKERED[0], INSTALL), (BROKERED[1], PLAIN)], ids=["knative", "plain"])
+def test_what_knative_calls_exists_and_lets_its_accounts_in(folder: Path, whole: Path) -> None:
+    served = {(document["apiVersion"], document["metadata"]["name"]) for document in rendered.render(whole)}
+    for document in rendered.of_kind(folder, "Trigger", "PingSource"):
+        called = document["spec"].get("subscriber") or document["spec"]["sink"]
+        assert (called["ref"]["apiVersion"], called["ref"]["name"]) in served
+        assert oidc_account(document) in environments(whole)[called["ref"]["name"]]["CALLERS_ACCOUNTS"].split(",")
+
+
+def test_a_source_may_watch_what_it_tells_of() -> None:
+    folder = TRIGGERS / "knative-eventing"
+    (role,) = rendered.of_kind(folder, "ClusterRole")
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    wanted = {
+        (one["apiVersion"].rpartition("/")[0].partition("/")[0], f"{one['kind'].lower()}s", verb)
+        for source in rendered.of_kind(folder, "ApiServerSource")
+        for one in source["spec"]["resources"]
+        for verb in ("get", "list", "watch")
+    }
+    assert granted == wanted
+
+
+UPDATE = "dev.knative.apiserver.resource.update"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "restart-loop-killer-cart-1-0123abcd"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, False),
+        ({"type": "dev.knative.apiserver.resource.add", "kind": "Pod", "name": "cart-1"}, False),
+        ({"type": "dev.kreflex.remediation.applied.v1", "name": "restart-loop-killer-x"}, False),
+        ({"type": "dev.knative.sources.ping"}, False),
+    ],
+)
+def test_the_broker_tells_restart_loop_killer_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
+    (trigger,) = [
+        document
+        for document in rendered.of_kind(TRIGGERS / "knative-eventing", "Trigger")
+        if document["metadata"]["name"] == "restart-loop-killer"
+    ]
+    assert passes({"all": trigger["spec"]["filters"]}, attributes) is wanted
+
+
+def passes(expression: Json, attributes: dict[str, str]) -> bool:
+    """Decide as the Broker's filter does: https://knative.dev/docs/eventing/triggers/#trigger-filtering."""
+    ((dialect, value),) = expression.items()
+    if dialect in {"all", "any"}:
+        return {"all": all, "any": any}[dialect](passes(one, attributes) for one in value)
+    if dialect == "prefix":
+        return all(attributes.get(name, "").startswith(text) for name, text in value.items())
+    assert dialect == "exact"
+    return all(attributes.get(name) == text for name, text in value.items())
