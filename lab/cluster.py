@@ -21,8 +21,11 @@ from lab.toolchain import Toolchain
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 _MASTERS = "system:masters"
 # Who may call without a ServiceAccount, and in which groups. kwok may do all: it stands for kubelets of many nodes.
+# Ada and Bob are people who may do nothing until somebody lets them.
 _USERS = {
     "admin": _MASTERS,
+    "ada": "",
+    "bob": "",
     "kwok": _MASTERS,
     "system:kube-controller-manager": "",
     "system:kube-scheduler": "",
@@ -94,6 +97,11 @@ class ControlPlane:
     def token_of(self, user: str) -> str:
         """The token of one of the lab's own users."""
         return self._tokens[user]
+
+    def kubeconfig_of(self, user: str) -> Path:
+        """The path of a kubeconfig of one of the lab's own users."""
+        file = self.home.secrets / f"{user}.kubeconfig"
+        return kubeconfig.write(file, self.url, self.authority, user, self._tokens[user])
 
     async def start(self) -> None:
         """Boot from blank, and again with other ports if somebody took one of ours."""

@@ -30,7 +30,9 @@ async def install(plane: ControlPlane, folders: list[str]) -> None:
     """Apply what the functions need: namespace, CRDs, rights, and the lab's policy; and issue a person's token."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     common = [_KNATIVE / "base" / name for name in ("namespace.yaml", "ledger.yaml")]
-    rights = [_KNATIVE / kebab(folder) / "rbac.yaml" for folder in folders]
+    own = ("serviceaccount.yaml", "rbac.yaml", "admission.yaml")
+    rights = [_KNATIVE / kebab(folder) / name for folder in folders for name in own]
+    rights.append(_KNATIVE / "admission" / "approvals.yaml")
     crds = [file for file in sorted((_KNATIVE / "crds").glob("*.yaml")) if file.name != "kustomization.yaml"]
     files = [*common, *crds, *(file for file in rights if file.exists())]
     await manifests.apply(plane.api, [namespace, *manifests.read(*files)], NAMESPACE)

@@ -22,24 +22,25 @@ from lab.toolchain import Toolchain
 Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 FAULT, SPEED = "lab.kreflex.dev/fault", "lab.kreflex.dev/speed"
+FUNCTIONS = ("restart-loop-killer", "waker")
 REMEDIATIONS = "/apis/kreflex.dev/v1alpha1/remediations"
 
 
-def kubectl(plane: ControlPlane, *arguments: str) -> str:
-    """Run kubectl as a person with all rights; raises with its own words when it fails."""
+def kubectl(plane: ControlPlane, *arguments: str, config: Path | None = None) -> str:
+    """Run kubectl as a person with all rights, or with another's; raises with its own words when it fails."""
     program = Toolchain().ensure(["kubectl"])["kubectl"]
-    command: list[str | Path] = [program, f"--kubeconfig={plane.kubeconfig}", *arguments]
+    command: list[str | Path] = [program, f"--kubeconfig={config or plane.kubeconfig}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 async def install(plane: ControlPlane) -> None:
-    """Apply what a user applies: CRDs, namespace, ledger, permissions."""
+    """Apply what a user applies: CRDs, namespace, ledger, permissions, admission policies."""
     kubectl(plane, "apply", "--server-side", "-k", str(ROOT / "knative/crds"))
-    rights = (f"knative/{function}/rbac.yaml" for function in ("restart-loop-killer", "waker"))
-    for file in ("knative/base/namespace.yaml", "knative/base/ledger.yaml", *rights):
-        kubectl(plane, "apply", "--server-side", "-f", str(ROOT / file))
+    own = [f"knative/{function}/{name}.yaml" for function in FUNCTIONS for name in ("rbac", "admission")]
+    common = ("knative/base/namespace.yaml", "knative/base/ledger.yaml", "knative/admission/approvals.yaml")
+    kubectl(plane, "apply", "--server-side", *(f"--filename={ROOT / file}" for file in (*common, *own)))
     kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
 
 

@@ -38,7 +38,7 @@ _GITS = " || ".join(
 
 _UNPROTECTED = (
     Check(
-        f"!(variables.namespace in {[*PROTECTED]!r}) && variables.namespace != variables.home",
+        f"!(variables.there in {[*PROTECTED]!r}) && variables.there != variables.home",
         f"nothing is done in {', '.join(PROTECTED)} and Kreflex' own namespace",
     ),
     Check(
@@ -95,11 +95,11 @@ def _ours(rights: Rights) -> JSON:
 def _variables(rights: Rights) -> dict[str, str]:
     group = "(request.resource.group == '' ? '' : '.' + request.resource.group)"
     sub = "(request.?subResource.orValue('') == '' ? '' : '/' + request.subResource)"
-    where = "(variables.namespace == '' ? '' : ' in namespace ' + variables.namespace)"
+    where = "(variables.there == '' ? '' : ' in namespace ' + variables.there)"
     return {
         "me": f"'{rights.name}'",
         "home": f"{_user()}.split(':')[2]",
-        "namespace": "request.?namespace.orValue('')",
+        "there": "request.?namespace.orValue('')",
         "asked": f"request.operation + ' ' + request.resource.resource + {group} + {sub}",
         "no": f"variables.me + ' may not ' + variables.asked + {where} + ': '",
         **({"gits": _GITS} if any(rule.fields for rule in rights.acts) else {}),
@@ -111,7 +111,7 @@ def _checks(rules: Sequence[Rule], *, acts: bool) -> Iterable[Check]:
         yield from _UNPROTECTED
     for rule in rules:
         if rule.where == "home":
-            yield Check("variables.namespace == variables.home", "that is done in its own namespace only")
+            yield Check("variables.there == variables.home", "that is done in its own namespace only")
         if rule.names:
             yield Check(f"request.name in {[*rule.names]!r}", f"only {', '.join(rule.names)} is meant")
         yield from rule.checks

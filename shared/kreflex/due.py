@@ -21,8 +21,6 @@ def is_due(record: Record, policies: Policies, now: datetime, patience: timedelt
     approval = record.spec.approval
     if approval is None or status.outcome != "awaiting-approval":
         return False
-    if approval.until <= now:
-        # Looked at once, too; also one that was over when it was given.
-        return status.guard not in {EXPIRED, MISMATCH}
-    # A yes to another plan is looked at once, so that the record says why it does not count.
-    return approval.plan_hash == status.plan_hash or status.guard != MISMATCH
+    # What does not count is looked at once, so that the record says why: a yes to another plan, and one that is over.
+    unseen = approval.plan_hash == status.plan_hash or status.guard != MISMATCH
+    return unseen and (approval.until > now or status.guard != EXPIRED)

@@ -21,6 +21,8 @@ from kreflex.views import JSON
 
 OPT_OUT = f"{GROUP}/opt-out"
 RECHECK = timedelta(hours=1)
+# The shell puts the name in: admission takes nobody else's (see admission.approvals).
+_WHOEVER_ASKS = "'\"$(kubectl auth whoami -o jsonpath={.status.userInfo.username})\"'"
 # So that the command behind it is never cut off, even with the longest names.
 _BEFORE_HOW = 300
 # The function itself puts it off: the fault may be over.
@@ -283,8 +285,9 @@ def _unapproved(case: Case) -> tuple[str, str] | None:
 
 
 def _awaiting(case: Case, guard: str, because: str) -> Refusal:
-    approval = {"planHash": case.action.plan_hash(), "by": "YOU", "until": f"{case.now + RECHECK:%Y-%m-%dT%H:%M:%SZ}"}
-    patch = json.dumps({"spec": {"approval": approval}})
+    until = f"{case.now + RECHECK:%Y-%m-%dT%H:%M:%SZ}"
+    approval = {"planHash": case.action.plan_hash(), "by": "YOU", "until": until}
+    patch = json.dumps({"spec": {"approval": approval}}).replace("YOU", _WHOEVER_ASKS)
     how = f"kubectl -n {case.record.namespace} patch remediation {case.record.name} --type merge -p '{patch}'"
     return Refusal(
         guard,

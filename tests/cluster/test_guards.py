@@ -2,17 +2,13 @@
 
 import asyncio
 import re
-import shlex
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from kreflex.due import is_due
 from kreflex.errors import UnavailableError
-from kreflex.policy import load_policies
-from kreflex.records import read_record
 from kreflex.reflex import Arc
 from kreflex.signals import Due
 from lab.api import Refused, eventually
@@ -267,80 +263,6 @@ async def test_a_broken_policy_refuses_what_it_selects_and_says_why(here: kit.Pl
     assert (await handled(arc, await a_looping_pod(there))).outcome == "applied"
 
 
-# Approval
-
-
-async def waits_for_approval(here: kit.Place, arc: Arc[Any]) -> tuple[kit.Json, kit.Json]:
-    """A looping pod whose eviction waits for a person; returns the pod and the record."""
-    pod = await a_looping_pod(here)
-    await here.policy(mode="Approve")
-    assert (await handled(arc, pod)).outcome == "awaiting-approval"
-    record = await the_record(here)
-    assert told(record) == ("Open", "awaiting-approval", "Approval")
-    return pod, record
-
-
-def approve(here: kit.Place, record: kit.Json, plan: str, until: datetime) -> None:
-    """What the documentation says that a person types."""
-    patch = f'{{"spec":{{"approval":{{"planHash":"{plan}","by":"ada","until":"{until:%Y-%m-%dT%H:%M:%SZ}"}}}}}}'
-    kit.kubectl(
-        here.plane, "patch", "rem", record["metadata"]["name"], "-n", here.name, "--type=merge", f"--patch={patch}"
-    )
-
-
-async def test_an_approved_plan_runs(here: kit.Place, arc: Arc[Any]) -> None:
-    pod, record = await waits_for_approval(here, arc)
-    assert (await handled(arc, pod)).outcome == "awaiting-approval"
-    assert here.evictions() == []
-
-    approve(here, record, record["status"]["planHash"], datetime.now(UTC) + timedelta(minutes=5))
-    assert told(await goes_on(arc, here, pod)) == ("Applied", "applied", None)
-    assert here.evictions() == uids(pod)
-
-
-async def test_the_reason_of_a_plan_is_the_command_that_approves_it(here: kit.Place, arc: Arc[Any]) -> None:
-    pod, record = await waits_for_approval(here, arc)
-    words, command = record["status"]["reason"].split(". To approve: kubectl ")
-    assert words.startswith(f"would evict Pod {here.name}/{pod['metadata']['name']}: app restarted ")
-    kit.kubectl(here.plane, *shlex.split(command))
-
-    approval = (await the_record(here))["spec"]["approval"]
-    assert (approval["planHash"], approval["by"]) == (record["status"]["planHash"], "YOU")
-    assert told(await goes_on(arc, here, pod)) == ("Applied", "applied", None)
-    assert here.evictions() == uids(pod)
-
-
-@pytest.mark.parametrize(
-    ("plan", "lasts", "guard"),
-    [("another", timedelta(minutes=5), "ApprovalMismatch"), ("", timedelta(minutes=-1), "ApprovalExpired")],
-)
-async def test_a_wrong_or_expired_approval_counts_for_nothing_and_is_said_once(
-    here: kit.Place, arc: Arc[Any], plan: str, lasts: timedelta, guard: str
-) -> None:
-    pod, record = await waits_for_approval(here, arc)
-    approve(here, record, plan or record["status"]["planHash"], datetime.now(UTC) + lasts)
-    assert told(await goes_on(arc, here, pod)) == ("Open", "awaiting-approval", guard)
-    before = changes(here)
-    await handled(arc, pod)
-    assert changes(here) == before
-    assert here.evictions() == []
-
-
-async def test_an_approval_wakes_a_record_and_a_useless_one_only_once(here: kit.Place, arc: Arc[Any]) -> None:
-    _, record = await waits_for_approval(here, arc)
-
-    async def due() -> bool:
-        return is_due(
-            read_record(await the_record(here)), await load_policies(arc.reader), arc.world.now(), timedelta()
-        )
-
-    assert not await due()
-    approve(here, record, "another", datetime.now(UTC) + timedelta(minutes=5))
-    assert await due()
-    await woken(arc, here)
-    assert not await due()
-
-
 # Limits
 
 
@@ -469,14 +391,9 @@ async def test_a_ledger_that_is_lost_while_it_works_stops_it_too(here: kit.Place
 # The records and policies themselves
 
 
-async def a_record(here: kit.Place, arc: Arc[Any]) -> str:
-    """The path of a record that waits for a person."""
-    _, record = await waits_for_approval(here, arc)
-    return f"{POLICIES}/namespaces/{here.name}/remediations/{record['metadata']['name']}"
-
-
 async def test_what_a_record_is_about_never_changes(here: kit.Place, arc: Arc[Any]) -> None:
-    path = await a_record(here, arc)
+    await handled(arc, await a_looping_pod(here))
+    path = f"{POLICIES}/namespaces/{here.name}/remediations/{(await the_record(here))['metadata']['name']}"
     changes: list[kit.Json] = [
         {"function": "other"},
         {"target": {"uid": "other"}},
@@ -487,23 +404,6 @@ async def test_what_a_record_is_about_never_changes(here: kit.Place, arc: Arc[An
     for change in changes:
         with pytest.raises(Refused, match=r"422: .*(never changes|neither added nor taken away)"):
             await here.plane.api.patch(path, {"spec": change})
-
-
-async def test_an_approval_is_neither_changed_nor_taken_back(here: kit.Place, arc: Arc[Any]) -> None:
-    path = await a_record(here, arc)
-    approval = {"planHash": "x", "by": "ada", "until": "2030-01-01T00:00:00Z"}
-    await here.plane.api.patch(path, {"spec": {"approval": approval}})
-    changes: list[kit.Json | None] = [{"until": "2040-01-01T00:00:00Z"}, {"by": "bob"}, None]
-    for change in changes:
-        with pytest.raises(Refused, match=r"422: .*an approval is neither changed nor taken back; freeze the policy"):
-            await here.plane.api.patch(path, {"spec": {"approval": change}})
-
-
-@pytest.mark.parametrize("until", ["tomorrow", "2030-01-01T00:00:00", "2030-01-01", "2030-01-01T00:00:00+25:00", 5])
-async def test_an_approval_ends_at_a_time_with_a_zone(here: kit.Place, arc: Arc[Any], until: Any) -> None:
-    path = await a_record(here, arc)
-    with pytest.raises(Refused, match=r"422: .*until"):
-        await here.plane.api.patch(path, {"spec": {"approval": {"planHash": "x", "by": "ada", "until": until}}})
 
 
 @pytest.mark.parametrize(

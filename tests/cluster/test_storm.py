@@ -62,5 +62,5 @@ async def closed(here: kit.Place, arc: Arc[Any], signal: PodSignal) -> None:
     (record,) = await here.records()
     path = f"{kit.REMEDIATIONS.removesuffix('/remediations')}/namespaces/{here.name}/remediations"
     status = {**record["status"], "phase": "Done", "outcome": "skipped", "guard": None, "dueAt": None}
-    await here.plane.api.patch(f"{path}/{record['metadata']['name']}/status", {"status": status})
+    await arc.writer.merge(f"{path}/{record['metadata']['name']}/status", {"status": status})
     await here.policy()

@@ -286,7 +286,8 @@ async def test_enough_budget_lets_pass() -> None:
 
 def how(action: EvictPod) -> str:
     """What a person types to approve: the whole command, up to the name."""
-    approval = f'{{"planHash": "{action.plan_hash()}", "by": "YOU", "until": "2026-05-01T13:00:00Z"}}'
+    you = """'"$(kubectl auth whoami -o jsonpath={.status.userInfo.username})"'"""
+    approval = f'{{"planHash": "{action.plan_hash()}", "by": "{you}", "until": "2026-05-01T13:00:00Z"}}'
     patch = f'{{"spec": {{"approval": {approval}}}}}'
     return f". To approve: kubectl -n shop patch remediation {RECORD} --type merge -p '{patch}'"
 

@@ -76,3 +76,7 @@ def test_an_approval_of_another_plan_is_looked_at_once() -> None:
 def test_an_approval_that_has_expired_is_looked_at_once() -> None:
     assert due(a_waiting(until=NOW - MINUTE))
     assert not due(a_waiting(until=NOW - MINUTE, guard="ApprovalExpired", decidedAt=stamp(NOW)))
+
+
+def test_an_approval_of_the_right_plan_after_one_of_another_is_looked_at_even_if_it_has_expired() -> None:
+    assert due(a_waiting(until=NOW - MINUTE, guard="ApprovalMismatch"))
