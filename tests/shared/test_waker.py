@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from functions.restart_loop_killer import main as killer
+from kreflex import trace
 from kreflex.cluster import Writer
 from kreflex.errors import ConflictError
 from kreflex.serve import REFLEXES
@@ -31,12 +32,15 @@ class Function:
 
     status: int = 204
     calls: list[tuple[str, list[str]]] = field(default_factory=list)
+    traces: list[tuple[str, list[str | None]]] = field(default_factory=list)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
         async def answer(request: web.Request) -> web.Response:
             items = json.loads(await request.read())["items"]
             self.calls.append((request.headers["ce-type"].split(".")[-2], [item["name"] for item in items]))
+            traces = [item.get("traceparent") for item in items]
+            self.traces.append((request.headers.get("ce-traceparent", ""), traces))
             return web.Response(status=self.status)
 
         application = web.Application()
@@ -125,6 +129,15 @@ async def test_a_function_that_is_down_stays_due() -> None:
     (failure,) = await one_round(a_cluster(due("waits")), function)
     assert "answered 503" in failure
     assert function.calls == [("due", ["waits"])]
+
+
+async def test_a_record_is_carried_on_in_the_trace_that_opened_it_and_the_round_has_its_own() -> None:
+    opened = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    waits, function = due("waits"), Function()
+    waits["spec"]["fault"]["traceparent"] = opened
+    with trace.span("round") as span:
+        await one_round(a_cluster(waits, due("without", minutes=0)), function)
+    assert function.traces == [(span.trace.traceparent, [opened, None])]
 
 
 async def test_removes_what_was_settled_long_ago() -> None:
