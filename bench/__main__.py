@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import surroundings
 
-NAMES = ("reflex", "once-only", "storm-pods", "idle")
+NAMES = ("reflex", "faults", "once-only", "storm-pods", "idle")
 RESULTS = Path(__file__).parent / "results"
 
 

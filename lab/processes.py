@@ -84,6 +84,11 @@ class Child:
         return self.identity.pid
 
     @property
+    def command(self) -> list[str]:
+        """What was started, so that it can be started again."""
+        return [str(part) for part in self._process.args]  # type: ignore[union-attr]
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal, or None while it runs."""
         return self._process.poll()
