@@ -1,15 +1,18 @@
 """What must hold of every function, whoever writes it."""
 
 import ast
+import asyncio
 import importlib
 import inspect
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
+import aiohttp
 import pytest
 import yaml
 
@@ -20,6 +23,8 @@ from kreflex.errors import SettingsError
 from kreflex.rule import Rule
 from kreflex.settings import Settings
 from kreflex.signals import Signal
+from lab import kubeconfig, processes
+from lab.ports import Ports
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(main.parent for main in (ROOT / "functions").glob("*/main.py"))
@@ -187,3 +192,36 @@ def test_does_not_start_with_rubbish_and_names_all_of_it(folder: Path, monkeypat
     assert answer.returncode > 0
     assert "Traceback" not in answer.stderr
     assert [name for name in names if f"  {name} " not in answer.stderr] == []
+
+
+@every_function
+async def test_lets_nobody_in_who_does_not_show_who_he_is(folder: Path, tmp_path: Path) -> None:
+    """With no setting but who may call: 401, the body not looked at, and not one connection to the API server."""
+    connections: list[object] = []
+    upstream = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    port = upstream.sockets[0].getsockname()[1]
+    file = kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{port}", tmp_path / "none", "me", "token")
+    log, known = tmp_path / "log", {"CALLERS_ACCOUNTS": "kreflex-system/waker", **NEEDED.get(folder.name, {})}
+    known["DRAIN_GRACE"] = "0s"
+    with Ports() as ports:
+        served = str(ports.take())
+        environment = {"HOST": "127.0.0.1", "PORT": served, "KUBECONFIG": str(file), **known, **processes.importable()}
+        command = processes.python("kreflex", folder.name)
+        url = f"http://127.0.0.1:{served}"
+        async with (
+            upstream,
+            processes.start(folder.name, command, log, environment=environment) as child,
+            aiohttp.ClientSession() as client,
+        ):
+            await child.ready(processes.answers(f"{url}/healthz"))
+            for headers in (
+                {},
+                {"ce-specversion": "1.0"},
+                {"Authorization": "Basic eDp5"},
+                {"Authorization": "Bearer x"},
+            ):
+                # Who looks at this body answers 400, or 413 for its size.
+                async with client.post(url, data=BytesIO(b"{" * 2**21), headers=headers) as answer:
+                    assert (answer.status, answer.content_type) == (401, "application/json"), await answer.text()
+                    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="kreflex"'
+    assert connections == []

@@ -85,7 +85,8 @@ class CallerSettings(Settings):
     def _secrets(cls, text: str, info: ValidationInfo) -> str:
         if not text and _wants(info, SECRET):
             raise ValueError("must be set: it is the folder of the mounted Secret whose values callers show")
-        if text:
+        # Mounted where the mode is off, it may be empty.
+        if text and ("callers" not in info.data or _wants(info, SECRET)):
             read_secrets(Path(text))
         return text
 
