@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import pytest
+
 from kreflex.clock import ServerClock
 
 START = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -72,17 +74,33 @@ def test_an_answer_that_lay_unread_while_the_process_was_stopped_takes_no_time_b
     assert bench.error < timedelta(seconds=1)
 
 
-def test_follows_a_server_whose_clock_is_set_back() -> None:
+@pytest.mark.parametrize("jump", [timedelta(minutes=-5), timedelta(minutes=5)])
+def test_follows_a_server_whose_clock_is_set_when_two_answers_say_so(jump: timedelta) -> None:
     bench = Bench()
     bench.call()
-    bench.ahead = -timedelta(minutes=5)
+    bench.ahead = jump
+    bench.call()
+    assert bench.error == jump
+    bench.ticks += 3
     bench.call()
     assert bench.error == timedelta()
 
 
-def test_follows_a_server_whose_clock_is_set_forward() -> None:
+@pytest.mark.parametrize("wrong", [timedelta(hours=-1), timedelta(hours=1)])
+def test_one_answer_of_a_server_whose_clock_is_wrong_changes_nothing(wrong: timedelta) -> None:
     bench = Bench()
     bench.call()
-    bench.ahead = timedelta(minutes=5)
+    for _ in range(3):
+        bench.ahead = wrong
+        bench.call()
+        bench.ahead = timedelta()
+        bench.call()
+        assert bench.error == timedelta()
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Sat, 21 Nov 2026 15:00:00 -0000"])
+def test_a_date_that_is_none_tells_nothing(date: str) -> None:
+    bench = Bench()
     bench.call()
+    bench.clock.hear(date, bench.ticks)
     assert bench.error == timedelta()
