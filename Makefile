@@ -44,8 +44,10 @@ demo: setup ## Boot a cluster, break a workload, watch it heal; then the refusal
 test: setup binaries lint ## Everything that has to pass before a change is merged
 	@$(BIN)/pytest
 
-test-peers: setup ## Tests with the larger programs of others
-	@echo 'SKIPPED, LOUDLY: no peer program (Karpenter, Argo Rollouts, Helm, Argo Events, Knative) is tested yet.'
+test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS the first time)
+	@$(BIN)/python -m lab build --peers
+	@$(BIN)/pytest tests/peers
+	@echo 'SKIPPED, LOUDLY: Karpenter, Argo Rollouts and Helm: no function works with them yet.'
 
 test-real: setup ## Tests on a real node
 	@echo 'SKIPPED, LOUDLY: no test runs on a real node yet.'
@@ -72,8 +74,10 @@ lab-down: setup ## Stop it
 bench: setup ## Run a benchmark: make bench NAME=reflex
 	@$(BIN)/python -m bench $(or $(NAME),$(error Name the benchmark, as in `make bench NAME=reflex`))
 
-schemas: setup ## Write the CRDs anew from the models
+schemas: setup ## Write the CRDs anew from the models, and the rights and admission policies from the signatures
 	@$(BIN)/python -m kreflex.schemas
+	@$(BIN)/python -m kreflex.rights
+	@$(BIN)/python -m kreflex.admission
 
 lock: setup ## Pin the newest permitted versions of all packages
 	@env -u PIP_FIND_LINKS -u PIP_INDEX_URL CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --upgrade --all-extras \
