@@ -120,8 +120,10 @@ async def recovered(
     owner = treatment.owner
     if owner is None:
         return Unknown("nothing owned the pod, so nothing could bring it back")
-    pods = world.cluster.pods(owner.namespace, **siblings(treatment))
-    successors = [pod async for pod in pods if succeeds(pod, treatment)]
+    pods = [pod async for pod in world.cluster.pods(owner.namespace, **siblings(treatment))]
+    if any(pod.ref.uid == treatment.target.uid and not pod.terminating for pod in pods):
+        return Defer("the list of its pods is older than the eviction", until=world.now() + treatment.proof)
+    successors = [pod for pod in pods if succeeds(pod, treatment)]
     return judge(successors, treatment, world, settings) if successors else await without_successor(treatment, world)
 
 

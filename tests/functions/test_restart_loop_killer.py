@@ -399,6 +399,14 @@ async def test_a_pod_from_before_the_eviction_proves_nothing() -> None:
     assert await verdict(elder) == NOBODY
 
 
+async def test_a_list_that_is_older_than_the_eviction_proves_nothing() -> None:
+    older = Defer("the list of its pods is older than the eviction", until=NOW + PROOF)
+    evicted, leaves = a_pod(ready_for=PROVEN), a_pod(ready_for=PROVEN, terminating=True)
+    assert await verdict(evicted, a_workload(ready=3)) == older
+    assert await verdict(evicted, a_successor(ready_for=PROVEN)) == older
+    assert await verdict(leaves, a_successor(ready_for=PROVEN)) == Recovered("a successor has been Ready for 10m")
+
+
 async def test_a_pod_of_another_owner_or_template_proves_nothing() -> None:
     other = a_successor(owner=Ref("apps/v1", "ReplicaSet", "shop", "cart-8e5", "uid-cart-8e5"), ready_for=PROOF)
     assert await verdict(other) == NOBODY
