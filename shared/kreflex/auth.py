@@ -56,7 +56,7 @@ class CallerSettings(Settings):
         description="Who may call with a token: `namespace/serviceaccount` with commas, shell patterns allowed.",
     )
     callers_secrets: str = Field(
-        "", validate_default=True, description="The folder of a mounted Secret: one or two files, a bearer value each."
+        "", validate_default=True, description="The folder of a mounted Secret: one or two values, a file each."
     )
 
     @field_validator("callers")
@@ -110,19 +110,23 @@ def _wants(info: ValidationInfo, mode: str) -> bool:
 
 
 def read_secrets(folder: Path) -> tuple[str, ...]:
-    """Read the values of a mounted Secret; raises ValueError with what is wrong with them."""
+    """Read the values of a mounted Secret; raises ValueError with what is wrong with them.
+
+    A file may hold a whole header, `Bearer …`, as an Argo Events Sensor needs it: one Secret serves all senders then.
+    """
     try:
         # Names with a dot are the kubelet's own: it swaps `..data` when the Secret changes.
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-        values = tuple(file.read_text().strip() for file in files)
+        values = [file.read_text().strip().removeprefix("Bearer ") for file in files]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"can't be read: {error}") from error
-    if not 1 <= len(values) <= _MOST_SECRETS:
-        raise ValueError(f"must hold one file, or two while the value is changed, not {len(values)}")
+    distinct = tuple(dict.fromkeys(values))
+    if not 1 <= len(distinct) <= _MOST_SECRETS:
+        raise ValueError(f"must hold one value, or two while it is changed, not {len(distinct)}")
     for file, value in zip(files, values, strict=True):
         if len(value) < _LEAST_SECRET or not value.isascii() or not value.isprintable() or " " in value:
             raise ValueError(f"holds {file.name}, which must have {_LEAST_SECRET} characters or more, and no space")
-    return values
+    return distinct
 
 
 class Sender(Protocol):

@@ -141,8 +141,8 @@ def test_a_secret_needs_a_folder() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({}, "must hold one file, or two while the value is changed, not 0"),
-        ({"a": OLD, "b": NEW, "c": OLD}, "must hold one file, or two while the value is changed, not 3"),
+        ({}, "must hold one value, or two while it is changed, not 0"),
+        ({"a": OLD, "b": NEW, "c": f"{NEW}er"}, "must hold one value, or two while it is changed, not 3"),
         ({"a": "fifteen-letters"}, "holds a, which must have 16 characters or more, and no space"),
         ({"a": OLD, "b": "with spaces in between"}, "holds b, which must have 16 characters or more, and no space"),
     ],
@@ -352,11 +352,17 @@ async def test_a_secret_is_exchanged_as_the_kubelet_does_it(tmp_path: Path) -> N
         await enter(gate, OLD)
 
 
+async def test_one_secret_may_hold_a_value_in_the_forms_that_several_senders_need(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "secret", value=OLD, authorization=f"Bearer {OLD}", next=NEW)
+    gate = a_gate(Reviewer(), callers="secret", callers_secrets=str(folder))
+    assert [await enter(gate, value) for value in (OLD, NEW)] == ["secret", "secret"]
+
+
 async def test_values_that_can_not_be_read_any_more_let_nobody_in(tmp_path: Path) -> None:
     folder = a_folder(tmp_path / "secret", value=OLD)
     gate = a_gate(Reviewer(), callers="secret", callers_secrets=str(folder))
     (folder / "value").unlink()
-    with pytest.raises(UnavailableError, match=r"^callers can't be checked: CALLERS_SECRETS must hold one file"):
+    with pytest.raises(UnavailableError, match=r"^callers can't be checked: CALLERS_SECRETS must hold one value"):
         await enter(gate, OLD)
     with pytest.raises(UnavailableError):
         await gate.check()
