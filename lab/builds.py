@@ -271,13 +271,26 @@ def _with_stub(module: Module, go: Path, log: Path) -> list[str]:
     return [f"-modfile={mod_file}"]
 
 
-def _copy_module(module: Module, path: str, file: str, go: Path, log: Path, work: Path) -> None:
-    source = _go_output(go, module, log, "mod", "download", "-json", path)
-    directory = re.search(r'"Dir": "([^"]+)"', source)
+def source(program: str, path: str) -> Path:
+    """The folder of a Go module that a program is built from, downloaded if need be."""
+    module, go = module_of(program), find_go(Progress(0).say)
+    log = cache_directory() / "logs" / f"source-{module.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return _source(module, path, go, log)
+
+
+def _source(module: Module, path: str, go: Path, log: Path) -> Path:
+    answer = _go_output(go, module, log, "mod", "download", "-json", path)
+    directory = re.search(r'"Dir": "([^"]+)"', answer)
     if directory is None:
-        raise LabError(f"go did not say where {path} is:\n{source}")
+        raise LabError(f"go did not say where {path} is:\n{answer}")
+    return Path(directory[1])
+
+
+def _copy_module(module: Module, path: str, file: str, go: Path, log: Path, work: Path) -> None:
+    directory = _source(module, path, go, log)
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(directory[1], work / "module", copy_function=shutil.copyfile)
+    shutil.copytree(directory, work / "module", copy_function=shutil.copyfile)
     stub = work / "module" / file
     stub.parent.mkdir(parents=True, exist_ok=True)
     stub.write_text("The page is not part of the module.\n")
