@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kreflex import figures
+from kreflex.auth import CallerSettings
 from kreflex.policy import PolicySpec, read_policy
+from lab.toolchain import Toolchain
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -52,6 +55,24 @@ def test_each_guard_is_explained() -> None:
     )
     assert len(names) > 10
     assert {guard for guard in names if f"`{guard}`" not in OPERATIONS} == set()
+
+
+def test_each_setting_about_callers_is_explained() -> None:
+    page = (ROOT / "docs" / "callers.md").read_text()
+    names = [name.upper() for name in (*CallerSettings.model_fields, "token_file", "drain_grace")]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
+def test_each_metric_is_explained() -> None:
+    assert [metric.name for metric in figures._ALL if f"| `{metric.name}` |" not in OPERATIONS] == []
+
+
+def test_the_example_receiver_is_alertmanager_s(tmp_path: Path) -> None:
+    receivers = example((ROOT / "docs" / "callers.md").read_text(), "alertmanager")
+    file = tmp_path / "alertmanager.yaml"
+    file.write_text(f"route: {{receiver: restart-loop-killer}}\n{receivers}")
+    amtool = Toolchain().ensure(["amtool"])["amtool"]
+    subprocess.run([amtool, "check-config", file], check=True, capture_output=True, timeout=60)
 
 
 def test_the_example_policy_is_valid() -> None:
