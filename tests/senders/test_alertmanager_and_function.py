@@ -80,7 +80,7 @@ async def test_while_the_api_server_is_down_it_is_told_again_until_it_is_up(
 ) -> None:
     pod = await here.loop((await here.deployment())[0], speed="20")
     async with alertmanager(here.plane, tmp_path, function.url) as manager:
-        function.door.shut()
+        function.shut_door()
         try:
             await manager.tell(alert(pod))
 

@@ -130,7 +130,7 @@ async def test_a_looping_pod_is_evicted_once_although_the_first_events_met_a_dea
 ) -> None:
     (victim,) = await here.deployment()
     async with adapter(here, function.url, audience=callers.AUDIENCE):
-        function.door.shut()
+        function.shut_door()
         try:
             await here.loop(victim, speed="20")
 
