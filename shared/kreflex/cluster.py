@@ -181,7 +181,8 @@ def _refusal(method: str, path: str, status: int, content: bytes) -> ApiError | 
         # No word about the object: nobody may conclude that it is gone.
         return OutageError(f"{text}: the API server does not serve this resource now", status, reason, causes)
     # 403: that's what it says for a moment when it starts, too, before it has read its roles.
-    kind = OutageError if status in {401, 403} or status >= 500 else _ERRORS.get(status, ApiError)
+    # 410: a list took so long that the place where it was has been forgotten.
+    kind = OutageError if status in {401, 403, 410} or status >= 500 else _ERRORS.get(status, ApiError)
     return kind(text, status, reason, causes)
 
 

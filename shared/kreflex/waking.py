@@ -50,6 +50,7 @@ class Round:
     old: list[Record] = field(default_factory=list)
     found: dict[str, list[Signal]] = field(default_factory=lambda: defaultdict(list))
     ill: set[str] = field(default_factory=set)
+    blind: list[str] = field(default_factory=list)
 
     def left_behind(self, record: Record, since: datetime) -> bool:
         """Tell whether a kill between its admission and its claim has left a record that holds a slot."""
@@ -95,12 +96,20 @@ class Waker:
         for record in turns(round_.queued, round_.resting, policies, now):
             round_.due[record.spec.function].append(record)
         for reflex in self._reflexes:
-            async for signal in reflex.find(self._world, reflex.settings):
-                round_.ill.add(signal.uid)
-                # What was put off because it seemed over is told again: it is not over.
-                if signal.uid not in round_.known[reflex.name] or signal.uid in round_.early[reflex.name]:
-                    round_.found[reflex.name].append(signal)
+            try:
+                await self._find(reflex, round_)
+            except UnavailableError as error:
+                # What has been begun is brought to its end all the same; what is ill is found in the next round.
+                log.warning("waker.not_found", function=reflex.name, error=str(error))
+                round_.blind.append(f"what {reflex.name} would find is not known: {error}")
         return round_
+
+    async def _find(self, reflex: Reflex[Any], round_: Round) -> None:
+        async for signal in reflex.find(self._world, reflex.settings):
+            round_.ill.add(signal.uid)
+            # What was put off because it seemed over is told again: it is not over.
+            if signal.uid not in round_.known[reflex.name] or signal.uid in round_.early[reflex.name]:
+                round_.found[reflex.name].append(signal)
 
     async def _ledger(self) -> Book | None:
         try:
@@ -115,8 +124,9 @@ class Waker:
         round_ = await self.look()
         calls_ = [self._call(name, round_) for name in self._urls]
         failures = [text for texts in await asyncio.gather(*calls_) for text in texts]
-        await self._clear(round_)
-        return failures
+        if not round_.blind:
+            await self._clear(round_)
+        return round_.blind + failures
 
     def _sort(self, record: Record, round_: Round, policies: Policies, now: datetime) -> None:
         name, target = record.spec.function, record.spec.target.uid

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from functions.restart_loop_killer import main as killer
 from kreflex import trace
 from kreflex.cluster import Writer
-from kreflex.errors import ConflictError
+from kreflex.errors import ConflictError, OutageError
 from kreflex.serve import REFLEXES
 from kreflex.settings import CoreSettings
 from kreflex.views import JSON, Ref
@@ -129,6 +129,23 @@ async def test_a_function_that_is_down_stays_due() -> None:
     (failure,) = await one_round(a_cluster(due("waits")), function)
     assert "answered 503" in failure
     assert function.calls == [("due", ["waits"])]
+
+
+class Blind(Removable):
+    """Pods can't be listed."""
+
+    async def send(self, method: str, path: str, body: JSON | None = None, **options: Any) -> JSON:
+        if path == "/api/v1/pods":
+            raise OutageError(f"GET {path}: 500 etcdserver: leader changed", 500)
+        return await super().send(method, path, body, **options)
+
+
+async def test_what_is_due_is_called_for_although_nobody_knows_what_is_ill() -> None:
+    api, function = Blind(a_cluster(due("waits"), settled()).objects), Function()
+    because = f"what {NAME} would find is not known: GET /api/v1/pods: 500 etcdserver: leader changed"
+    assert await one_round(api, function) == [because]
+    assert function.calls == [("due", ["waits"])]
+    assert api.writes == []
 
 
 async def test_a_record_is_carried_on_in_the_trace_that_opened_it_and_the_round_has_its_own() -> None:
