@@ -79,10 +79,12 @@ schemas: setup ## Write the CRDs anew from the models, and the rights and admiss
 	@$(BIN)/python -m kreflex.rights
 	@$(BIN)/python -m kreflex.admission
 
+COMPILE = env -u PIP_FIND_LINKS -u PIP_INDEX_URL CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --generate-hashes \
+  --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
 lock: setup ## Pin the newest permitted versions of all packages
-	@env -u PIP_FIND_LINKS -u PIP_INDEX_URL CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --upgrade --all-extras \
-	  --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --upgrade --all-extras --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --extra otel --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
 
 clean: ## Remove what the tools made here; the lab's cache of binaries stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
