@@ -314,7 +314,7 @@ class Arc(Generic[S]):
                 return Result(str(record), "applied", because)
             try:
                 record = await self._mark_applied(record, attempt.status, because)
-            except ConflictError:
+            except (ConflictError, GoneError):
                 record = await self.records.get(attempt.namespace, attempt.name)
                 continue
             log.info("remediation.applied", record=str(record), target=str(record.spec.target.ref), because=because)

@@ -77,6 +77,20 @@ def signal(pod: kit.Json) -> PodSignal:
     return PodSignal(meta["namespace"], meta["name"], meta["uid"])
 
 
+async def test_an_attempt_whose_record_is_deleted_meanwhile_has_applied_all_the_same(here: kit.Place) -> None:
+    pod = await here.loop((await here.deployment())[0], speed="10", restarts=4)
+    records = f"/apis/kreflex.dev/v1alpha1/namespaces/{here.name}/remediations"
+
+    async def delete_the_record(_: str, __: JSON) -> None:
+        (record,) = await here.records()
+        await here.plane.api.delete(f"{records}/{record['metadata']['name']}")
+
+    async with kit.arc_of(here.plane, KILLER) as arc:
+        arc.writer = Stumbling(arc.writer, delete_the_record)
+        assert (await arc.handle(signal(pod))).outcome == "applied"
+    assert (await here.records(), here.evictions()) == ([], [pod["metadata"]["uid"]])
+
+
 @pytest.mark.parametrize("grace", [0, 30])
 async def test_a_late_eviction_by_a_dead_attempt_is_recorded_as_applied(here: kit.Place, grace: int) -> None:
     pod = await here.loop((await here.deployment(terminationGracePeriodSeconds=grace))[0], speed="10", restarts=4)
