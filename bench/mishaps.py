@@ -29,6 +29,8 @@ class Mishap:
     seconds: float = 2.0
     forgets: bool = False
     """Whether the ledger has lost entries by then."""
+    orphans: bool = False
+    """Whether a remediation that was begun has no record any more; what it did is done all the same."""
 
 
 async def patiently(work: Callable[[], Awaitable[T]], patience: float = 60.0) -> T:
@@ -106,13 +108,24 @@ async def _serve_records(plane: ControlPlane, *, served: bool) -> None:
     await plane.api.patch(_RECORDS, {"spec": {"versions": versions}})
 
 
+async def _records_are_deleted(plane: ControlPlane, where: str) -> None:
+    for record in await rig.records(plane, where):
+        await plane.api.delete(f"{rig.GROUP}/namespaces/{where}/remediations/{record['metadata']['name']}")
+
+
+async def _nothing(_: ControlPlane, __: str) -> None:
+    return
+
+
+# In the order of the steps at which they hurt most: see `bench.faults.MISHAP_STEPS`.
 MISHAPS = (
-    Mishap("API server restarted", _server_dies, _server_starts),
-    Mishap("etcd stopped", _store_stops, _store_goes_on, seconds=4.0),
-    # Longer than a function waits for an answer.
-    Mishap("etcd stopped for long", _store_stops, _store_goes_on, seconds=13.0),
+    Mishap("policy made invalid", _policy_breaks, _policy_is_mended),
     Mishap("ledger deleted", _ledger_is_deleted, _ledger_is_applied, forgets=True),
     Mishap("ledger filled with rubbish", _ledger_is_rubbish, _ledger_is_emptied, forgets=True),
-    Mishap("policy made invalid", _policy_breaks, _policy_is_mended),
+    Mishap("etcd stopped", _store_stops, _store_goes_on, seconds=4.0),
+    Mishap("API server restarted", _server_dies, _server_starts),
+    Mishap("record deleted", _records_are_deleted, _nothing, seconds=0.0, orphans=True),
     Mishap("records not served", _records_are_not_served, _records_are_served, seconds=4.0),
+    # Longer than a function waits for an answer.
+    Mishap("etcd stopped for long", _store_stops, _store_goes_on, seconds=13.0),
 )
