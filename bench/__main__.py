@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import surroundings
 
-NAMES = ("reflex", "faults", "once-only", "storm-pods", "idle")
+NAMES = ("reflex", "duplicates", "irrelevant", "once-only", "storm-pods", "idle", "faults")
 RESULTS = Path(__file__).parent / "results"
 
 

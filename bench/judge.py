@@ -37,11 +37,21 @@ class Call:
     changes: bool
     """Whether it writes an object. A TokenReview is a question, although it is asked with a POST."""
 
+    @property
+    def about_callers(self) -> bool:
+        """Whether it asks who called; that is known for a minute afterwards."""
+        return self.name == "create tokenreviews"
+
 
 def calls(plane: ControlPlane, account: str = ACCOUNTS[0]) -> list[Call]:
     """Each request of the function, in the order of their arrival; the audit log has to have the reads, too."""
     entries = (entry for entry in audit.entries(plane.audit_log) if entry["user"]["username"] == account)
     return sorted((_call(entry) for entry in entries), key=lambda call: call.at)
+
+
+def between(plane: ControlPlane, begun: float, ended: float) -> list[Call]:
+    """The function's requests between two wall clock times."""
+    return [call for call in calls(plane) if begun <= call.at <= ended]
 
 
 def _call(entry: dict[str, Any]) -> Call:

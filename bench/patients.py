@@ -84,3 +84,34 @@ def told(pod: Json, number: int = 0) -> tuple[Mapping[str, str], bytes]:
         "content-type": "application/json",
     }
     return headers, json.dumps({"apiVersion": "v1", "kind": "Pod", **pod}).encode()
+
+
+def alerts(pods: Sequence[Json]) -> bytes:
+    """The body in which an Alertmanager tells that these pods loop."""
+    begun = datetime.now(UTC).isoformat()
+    labels = {"alertname": "KubePodCrashLooping"}
+    told = [
+        {
+            "status": "firing",
+            "labels": {**labels, "namespace": pod["metadata"]["namespace"], "pod": pod["metadata"]["name"]},
+            "annotations": {"summary": "Pod is crash looping."},
+            "startsAt": begun,
+            "endsAt": "0001-01-01T00:00:00Z",
+            "generatorURL": "",
+            "fingerprint": f"{number:016x}",
+        }
+        for number, pod in enumerate(pods)
+    ]
+    body = {
+        "version": "4",
+        "groupKey": '{}:{alertname="KubePodCrashLooping"}',
+        "truncatedAlerts": 0,
+        "status": "firing",
+        "receiver": rig.FUNCTION,
+        "groupLabels": labels,
+        "commonLabels": labels,
+        "commonAnnotations": {},
+        "externalURL": "",
+        "alerts": told,
+    }
+    return json.dumps(body).encode()

@@ -5,11 +5,10 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import judge, rig
+from bench import judge, patients, rig
 from bench.rig import GROUP, Json, Rig
 from lab.cluster import ControlPlane
 
@@ -131,36 +130,11 @@ async def _loop(plane: ControlPlane, where: str, pods: int, owners: int) -> list
 
 async def _alert(running: Rig, ill: list[Json]) -> int:
     """Send one Alertmanager body for all pods, once, whatever the answer is."""
-    begun = datetime.now(UTC).isoformat()
-    names = [(pod["metadata"]["namespace"], pod["metadata"]["name"]) for pod in ill]
-    alerts = [
-        {
-            "status": "firing",
-            "labels": {"alertname": "KubePodCrashLooping", "namespace": namespace, "pod": name},
-            "annotations": {"summary": "Pod is crash looping."},
-            "startsAt": begun,
-            "endsAt": "0001-01-01T00:00:00Z",
-            "generatorURL": "",
-            "fingerprint": f"{number:016x}",
-        }
-        for number, (namespace, name) in enumerate(names)
-    ]
-    labels = {"alertname": "KubePodCrashLooping"}
-    body = {
-        "version": "4",
-        "groupKey": '{}:{alertname="KubePodCrashLooping"}',
-        "truncatedAlerts": 0,
-        "status": "firing",
-        "receiver": rig.FUNCTION,
-        "groupLabels": labels,
-        "commonLabels": labels,
-        "commonAnnotations": {},
-        "externalURL": "",
-        "alerts": alerts,
-    }
+    body = patients.alerts(ill)
+    headers = {"content-type": "application/json"}
     async with (
         rig.session(running.plane) as client,
-        client.post(f"{running.balancer.url}/alertmanager", json=body) as answer,
+        client.post(f"{running.balancer.url}/alertmanager", data=body, headers=headers) as answer,
     ):
         return answer.status
 

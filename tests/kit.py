@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from kreflex.cluster import Transport, load_credentials
+from kreflex.cluster import Transport
+from kreflex.credentials import load_credentials
 from kreflex.reflex import Arc, Reflex
 from kreflex.settings import CoreSettings
 from lab import audit

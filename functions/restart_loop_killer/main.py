@@ -73,7 +73,7 @@ async def decide(signal: PodSignal, world: World, settings: RestartLoopSettings)
         return Skip("the event shows no loop")
     pod = await world.cluster.pod(signal.namespace, signal.name)
     if pod is None or (signal.uid and pod.ref.uid != signal.uid):
-        return Skip("the pod is gone")
+        return Skip("the pod is gone", final=bool(signal.uid))
     reason = exempt(pod)
     if reason is not None:
         return Skip(reason)

@@ -10,7 +10,8 @@ from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any
 
-from kreflex.cluster import Reader, Transport, Writer, load_credentials
+from kreflex.cluster import Reader, Transport, Writer
+from kreflex.credentials import load_credentials
 from lab import audit, state, workloads
 from lab.paths import Home
 from lab.scenarios.timeline import ScenarioFailed, Timeline

@@ -13,7 +13,7 @@ from functions_framework.aio import create_asgi_app
 from kreflex import figures, trace
 from kreflex.audit import configure_logging, log
 from kreflex.auth import NETWORK, UNGUARDED, CallerSettings
-from kreflex.cluster import load_credentials
+from kreflex.credentials import load_credentials
 from kreflex.errors import SettingsError
 from kreflex.server import Server
 from kreflex.settings import CoreSettings

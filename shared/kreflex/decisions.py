@@ -8,9 +8,13 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Nothing is wrong, or nothing is left to do. It leaves no record."""
+    """Nothing is wrong, or nothing is left to do. It leaves no record.
+
+    `final` says that nothing can ever be wrong again with the object of this UID: it is gone.
+    """
 
     because: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,7 +344,8 @@ async def read_ledger(reader: Reader, namespace: str) -> Book:
     body = await reader.get(_path(namespace))
     if body is None:
         raise UnavailableError(
-            f"ConfigMap {namespace}/{NAME} is missing, so what has been spent is not known: apply knative/base/ledger.yaml"
+            f"ConfigMap {namespace}/{NAME} is missing, so what has been spent is not known: "
+            "apply knative/base/ledger.yaml"
         )
     return read_book(body)
 

@@ -11,7 +11,8 @@ import sys
 from datetime import timedelta
 
 from kreflex.audit import configure_logging, log
-from kreflex.cluster import Reader, Transport, Writer, load_credentials
+from kreflex.cluster import Reader, Transport, Writer
+from kreflex.credentials import load_credentials
 from kreflex.errors import KreflexError, SettingsError
 from kreflex.prom import Metrics
 from kreflex.serve import REFLEXES

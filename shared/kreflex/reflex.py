@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from kreflex import trace
 from kreflex.actions import ACTIONS, Action, BlockedError
 from kreflex.audit import Announcer, log
 from kreflex.cluster import Reader, Transport, Writer
+from kreflex.dealt import Dealt
 from kreflex.decisions import Defer, Refuse, Skip, Unknown, Verdict
 from kreflex.due import is_due
 from kreflex.durations import show_duration
@@ -49,6 +51,7 @@ S = TypeVar("S", bound=Settings)
 Decision = Action | Defer | Refuse | Skip
 
 _TRIES = 3
+_DEALT = "this fault has been dealt with"
 # A refusal that waits shorter than this is not written anew: the record is due, and the next wake asks again.
 _WORTH_A_WRITE = timedelta(seconds=30)
 # What the cluster itself refuses, not one of our guards.
@@ -105,12 +108,16 @@ class Arc(Generic[S]):
         self.ledger = Ledger(self.reader, writer, core.kreflex_namespace, self._look)
         self.guards = guards(self.reader, self.world.metrics, self.ledger)
         self.announcer = Announcer(writer, reflex.name)
+        self._dealt = Dealt(time.monotonic)
         # Verdicts that were found while the ledger was asked: told with the answer that is next.
         self._settled: list[Record] = []
         self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
     async def handle(self, signal: Signal | Due | Resolved) -> Result:
         """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again."""
+        dealt = self._dealt.get(self._key(signal))
+        if dealt is not None:
+            return Result(str(signal), "skipped", dealt)
         for _ in range(_TRIES):
             try:
                 return await self._go(signal)
@@ -129,12 +136,14 @@ class Arc(Generic[S]):
     async def _begin(self, signal: Signal) -> Result:
         decision = await self._decide(signal)
         if isinstance(decision, Skip):
+            if decision.final:
+                self._dealt.keep(self._key(signal), decision.because)
             return Result(str(signal), "skipped", decision.because)
         subject = await self._subject(signal, decision)
         if subject is None:
             return Result(str(signal), "skipped", "it is gone")
         try:
-            record, new = await self.records.open(self._spec(subject, signal), subject.target.namespace)
+            record, new = await self._open(self._spec(subject, signal), subject.target.namespace)
         except ApiError as error:
             if "NamespaceTerminating" in error.causes:
                 return Result(str(signal), "skipped", "its namespace is being deleted")
@@ -145,6 +154,19 @@ class Arc(Generic[S]):
             made = {"decision": type(decision).__name__, "because": decision.because}
             log.info("remediation.opened", record=str(record), **told, **made)
         return await self._advance(record, decision)
+
+    async def _open(self, spec: RemediationSpec, namespace: str) -> tuple[Record, bool]:
+        """Open the record, and have the policies read meanwhile: every new one needs them next."""
+        opening = self.records.open(spec, namespace)
+        opened, _ = await asyncio.gather(opening, load_policies(self.reader), return_exceptions=True)
+        # Policies that can't be read fail where they are needed; the record is there by then.
+        if isinstance(opened, BaseException):
+            raise opened
+        return opened
+
+    def _key(self, signal: Signal | Due | Resolved) -> str:
+        """Name the fault of a signal that knows its object's UID; "" for others, and for what asks for a verdict."""
+        return fault_key(self.reflex.name, signal.uid) if isinstance(signal, Signal) and signal.uid else ""
 
     async def _go(self, signal: Signal | Due | Resolved) -> Result:
         if isinstance(signal, Resolved):
@@ -176,7 +198,8 @@ class Arc(Generic[S]):
     async def _advance(self, record: Record, decision: Decision | None) -> Result:
         """Go on from where the record says that the remediation is."""
         if record.final:
-            return Result(str(record), record.status.outcome or "skipped", "this fault has been dealt with")
+            self._dealt.keep(record.spec.fault.key, _DEALT)
+            return Result(str(record), record.status.outcome or "skipped", _DEALT)
         if record.status.phase == "Applied":
             after = await self._prove(record)
             changed = after if after is not record else None

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from kreflex import figures, ingress, trace
 from kreflex.audit import log
 from kreflex.auth import NETWORK, UNGUARDED, CallerSettings, Gate
-from kreflex.cluster import Reader, Transport, Writer, load_credentials
+from kreflex.cluster import Reader, Transport, Writer
+from kreflex.credentials import load_credentials
 from kreflex.decisions import Defer, Verdict
 from kreflex.errors import (
     BadEventError,
@@ -66,6 +67,7 @@ class Service:
     def of(cls, transport: Transport, reader: Reader, handle: Callable[[Delivery], Awaitable[Response]]) -> Service:
         """Make a service that lets in whom the environment names; raises SettingsError."""
         gate = Gate(CallerSettings.from_environment(), transport)
+        LIFETIME.closers.append(transport.close)
         return cls(gate, handle, Readiness(transport.contact, lambda: load_policies(reader), gate.check))
 
 

@@ -219,11 +219,16 @@ async def test_what_is_not_started_again_is_no_loop(about: dict[str, Any]) -> No
 
 
 async def test_leaves_a_pod_alone_that_took_over_the_name() -> None:
-    assert await decision(PodSignal("shop", "cart-1", "uid-of-the-one-before")) == Skip("the pod is gone")
+    gone = await decision(PodSignal("shop", "cart-1", "uid-of-the-one-before"))
+    assert gone == Skip("the pod is gone", final=True)
 
 
 async def test_leaves_a_pod_alone_that_is_gone() -> None:
-    assert await decision(PodSignal("shop", "cart-2")) == Skip("the pod is gone")
+    assert await decision(PodSignal("shop", "cart-2", "uid-cart-2")) == Skip("the pod is gone", final=True)
+
+
+async def test_a_name_without_a_pod_may_have_one_again() -> None:
+    assert await decision(PodSignal("shop", "cart-2")) == Skip("the pod is gone", final=False)
 
 
 async def test_needs_no_uid_from_an_alert() -> None:

@@ -209,7 +209,7 @@ async def test_refuses_all_when_the_ledger_can_not_be_read(entries: str) -> None
 
 
 async def test_refuses_all_without_a_ledger() -> None:
-    with pytest.raises(UnavailableError, match=r"is missing.*apply knative/ledger\.yaml"):
+    with pytest.raises(UnavailableError, match=r"is missing.*apply knative/base/ledger\.yaml"):
         await ledger(CannedApi()).admit(a_request(), DAY)
 
 
