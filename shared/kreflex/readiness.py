@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kreflex.cluster import Contact
 from kreflex.errors import KreflexError, UnavailableError
@@ -19,9 +19,10 @@ _FRESH_SECONDS = 30.0
 
 @dataclass
 class Lifetime:
-    """Whether this process has been asked to end."""
+    """Whether this process has been asked to end, and what is closed when it does."""
 
     ending: bool = False
+    closers: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
 
 LIFETIME = Lifetime()

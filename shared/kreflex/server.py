@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from datetime import timedelta
 from types import FrameType
@@ -88,6 +89,12 @@ class Server(uvicorn.Server):
             os.kill(os.getpid(), sig)
         LIFETIME.ending = True
         self._ends_at = time.monotonic() + self._grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has begun, then close what it needed."""
+        await super().shutdown(sockets)
+        for close in LIFETIME.closers:
+            await close()
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to stop accepting; asked ten times a second."""

@@ -1,6 +1,7 @@
 """How a function as a process answers its probes, tells its figures, bears bad clients, and ends."""
 
 import asyncio
+import json
 import re
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import rig
+from bench import patients, rig
 from lab import callers
 from lab.cluster import ControlPlane
 from lab.faults import Hit, nth
@@ -144,8 +145,8 @@ async def test_who_does_not_finish_a_request_is_not_waited_for(function: Served)
 async def test_ends_softly(installed: ControlPlane, here: kit.Place) -> None:
     """SIGTERM between the writes of a remediation: it is finished and answered, nothing new begins, exit code 0."""
     await callers.issue(installed, callers.PERSON)
-    (pod,) = await here.deployment()
-    async with served(installed, DRAIN_GRACE="1s") as function:
+    ill = await patients.fall_ill(installed, await here.deployment())
+    async with served(installed) as function:
         await function.becomes("/readyz", 200)
         arrived, go_on = asyncio.Event(), asyncio.Event()
 
@@ -154,28 +155,29 @@ async def test_ends_softly(installed: ControlPlane, here: kit.Place) -> None:
             await go_on.wait()
 
         function.plan.append(Hit(nth("eviction"), Trouble("held"), first=held))
-        pod = await here.loop(pod)
-        headers = callers.headers(installed)
-        function.client.headers.update(headers)
-        answer = asyncio.create_task(rig.tell(function.client, function.url, pod))
+        headers, body = patients.told(ill[0])
+        answer = asyncio.create_task(function.post({**headers, **callers.headers(installed)}, body))
         await asyncio.wait_for(arrived.wait(), 60)
 
         function.child._signal(signal.SIGTERM)
-        assert "this process is ending" in await function.becomes("/readyz", 503)
-        # Senders that have not heard of it are still served, for a second.
         await function.becomes("/healthz", 0)
         assert function.child.alive
         go_on.set()
-        assert await asyncio.wait_for(answer, 60) == 200
+        status, text = await asyncio.wait_for(answer, 60)
+        assert (status, json.loads(text)["items"][0]["phase"]) == (200, "Applied")
         assert await function.child.ended(60) == 0
+        assert "nclosed" not in function.child.log.read_text()
     (record,) = await here.records()
     assert record["status"]["phase"] == "Applied"
-    assert here.evictions() == [pod["metadata"]["uid"]]
+    assert here.evictions() == [ill[0]["metadata"]["uid"]]
 
 
-async def test_a_second_signal_ends_it_on_the_spot(installed: ControlPlane) -> None:
+async def test_serves_a_while_who_has_not_heard_that_it_ends_until_a_second_signal(installed: ControlPlane) -> None:
+    await callers.issue(installed, callers.PERSON)
     async with served(installed, DRAIN_GRACE="20s") as function:
         function.child._signal(signal.SIGTERM)
-        await function.becomes("/readyz", 503)
+        assert "this process is ending" in await function.becomes("/readyz", 503)
+        async with function.client.post(function.url, headers=person(installed), data=b"{}") as answer:
+            assert (answer.status, answer.headers["Connection"]) == (204, "close")
         function.child._signal(signal.SIGINT)
         assert await function.child.ended(30) == -signal.SIGINT
