@@ -200,10 +200,14 @@ def _selects(workload: JSON, pod: Pod) -> bool:
 
 
 class Reader:
-    """Reads the cluster. Decisions get this and nothing that writes."""
+    """Reads the cluster. Decisions get this and nothing that writes.
 
-    def __init__(self, transport: Transport) -> None:
+    With `namespaces`, "all pods" are those of these namespaces: its account may see no others then.
+    """
+
+    def __init__(self, transport: Transport, namespaces: tuple[str, ...] = ()) -> None:
         self._transport = transport
+        self._namespaces = namespaces
         self._shared: dict[str, tuple[float, asyncio.Task[Any]]] = {}
 
     def now(self) -> datetime:
@@ -246,9 +250,11 @@ class Reader:
 
     async def pods(self, namespace: str = "", **query: str) -> AsyncIterator[Pod]:
         """Read the pods of a namespace, or of all."""
-        path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
-        async for body in self.list(path, **query):
-            yield pod_view(body)
+        wanted = (namespace,) if namespace else self._namespaces
+        paths = [f"/api/v1/namespaces/{one}/pods" for one in wanted] or ["/api/v1/pods"]
+        for path in paths:
+            async for body in self.list(path, **query):
+                yield pod_view(body)
 
     async def workload(self, ref: Ref) -> Workload | None:
         """Read what a reference names; None if it is gone, was replaced, or is of a kind that we don't know."""

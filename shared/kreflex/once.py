@@ -40,7 +40,7 @@ async def _round(urls: dict[str, str], retain: timedelta) -> list[str]:
     core = CoreSettings.from_environment()
     transport = Transport(load_credentials())
     try:
-        world = World(Reader(transport), Metrics(core.prometheus_url))
+        world = World(Reader(transport, core.looked_after), Metrics(core.prometheus_url))
         reflexes = [REFLEXES[name] for name in urls]
         return await Waker(urls, reflexes, world, Writer(transport), core, retain).go()
     finally:

@@ -100,7 +100,7 @@ class Arc(Generic[S]):
     def __init__(self, reflex: Reflex[S], core: CoreSettings, transport: Transport) -> None:
         self.reflex = reflex
         self.core = core
-        self.reader = Reader(transport)
+        self.reader = Reader(transport, core.looked_after)
         writer = Writer(transport)
         self.writer = writer
         self.world = World(self.reader, Metrics(core.prometheus_url))
@@ -115,6 +115,8 @@ class Arc(Generic[S]):
 
     async def handle(self, signal: Signal | Due | Resolved) -> Result:
         """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again."""
+        if self.core.looked_after and signal.namespace not in self.core.looked_after:
+            return Result(str(signal), "skipped", f"namespace {signal.namespace} is none of those in NAMESPACES")
         dealt = self._dealt.get(self._key(signal))
         if dealt is not None:
             return Result(str(signal), "skipped", dealt)

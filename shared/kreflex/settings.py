@@ -57,6 +57,11 @@ class CoreSettings(Settings):
     """What every function needs to know of its surroundings."""
 
     kreflex_namespace: str = Field("kreflex-system", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    namespaces: str = Field(
+        "",
+        pattern=r"^([a-z0-9-]+(,[a-z0-9-]+)*)?$",
+        description="The only namespaces that are looked after, with commas between; empty means all.",
+    )
     prometheus_url: str = Field("", pattern=r"^(https?://\S+)?$")
     act_within: Duration = Field(parse_duration("30s"), description="How long one attempt may hold a record.")
     time_budget: Duration = Field(parse_duration("25s"), description="How long one request may take.")
@@ -67,3 +72,8 @@ class CoreSettings(Settings):
     )
     token_file: str = Field("", description="The file with the token that the waker shows to the functions it calls.")
     concurrency: int = Field(8, ge=1, le=256, description="Signals of one request that are handled at the same time.")
+
+    @property
+    def looked_after(self) -> tuple[str, ...]:
+        """The only namespaces that are looked after; empty means all."""
+        return tuple(self.namespaces.split(",")) if self.namespaces else ()
