@@ -160,7 +160,7 @@ class Gate:
             return SECRET
         if self._reviews is None:
             raise UnauthenticatedError("the bearer value is none of those in CALLERS_SECRETS")
-        await self._reviews.account(token)
+        await self._reviews.admit(token)
         return TOKENREVIEW
 
     async def check(self) -> None:
@@ -283,16 +283,16 @@ class Reviews:
         self._refused: dict[bytes, tuple[float, str]] = {}
         self._asking: dict[bytes, asyncio.Task[None]] = {}
 
-    async def account(self, token: str) -> str:
-        """Tell whose token it is; raises UnauthenticatedError, ForbiddenError or UnavailableError."""
+    async def admit(self, token: str) -> None:
+        """Let in who is named; raises UnauthenticatedError, ForbiddenError or UnavailableError."""
+        key, now = _digest(token), self._monotonic()
+        if self._known.get(key, 0.0) > now:
+            return
         claims = Claims.read(token, self._audience)
         if not self._allows(claims.account):
             raise ForbiddenError(f"{claims.account} is none of those that CALLERS_ACCOUNTS names")
-        key, now = _digest(token), self._monotonic()
-        if self._known.get(key, 0.0) <= now:
-            self._check_refused(key, now)
-            await self._asked_once(key, token, claims)
-        return claims.account
+        self._check_refused(key, now)
+        await self._asked_once(key, token, claims)
 
     def _allows(self, account: str) -> bool:
         namespace, _, name = account.partition("/")
