@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import json
 import time
+from typing import ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kreflex.audit import log
-from kreflex.errors import BadEventError, KreflexError, TooLargeError
+from kreflex.errors import BadEventError, KreflexError, TooLargeError, UnavailableError
 from kreflex.views import JSON
 
 _LONG = 2000
+# One of the largest, and some small ones: a pod has 512 MiB, and to parse a body takes several times its size.
+_MOST_HELD = 40 * 2**20
 _BODY_SECONDS = 10.0
 # How much of a body is thrown away, and for how long, so that its sender reads the answer that came before its end.
 _REST_BYTES, _REST_SECONDS = 64 * 2**20, 5.0
@@ -52,15 +55,19 @@ class Seldom:
 
 
 class Body:
-    """The body of a request, within a size and a time."""
+    """The body of a request, within a size, a time, and the room that all bodies have together."""
+
+    held: ClassVar[int] = 0
+    """How many bytes of bodies this process holds; whoever has parsed one lets it go."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._size = 0
         self.whole = False
         """Whether nothing of it is on its way any more."""
 
     async def read(self, most: int) -> bytearray:
-        """Read it; raises TooLargeError, or BadEventError when it does not come."""
+        """Read it; raises TooLargeError, BadEventError when it does not come, UnavailableError for want of room."""
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_SECONDS):
@@ -73,12 +80,21 @@ class Body:
             raise BadEventError("body", f"was not whole after {_BODY_SECONDS:.0f} seconds") from error
         return body
 
+    def let_go(self) -> None:
+        """Give the room back."""
+        Body.held -= self._size
+        self._size = 0
+
     async def _piece(self) -> bytes:
         message = await self._receive()
         self.whole = not message.get("more_body", False)
         if message["type"] == "http.disconnect":
             raise BadEventError("body", "ended before it was whole")
         piece: bytes = message.get("body", b"")
+        self._size += len(piece)
+        Body.held += len(piece)
+        if Body.held > _MOST_HELD:
+            raise UnavailableError("other large bodies are being read at the moment; come again")
         return piece
 
 

@@ -164,6 +164,8 @@ async def _answer(request: Request, service: Service, began: int) -> Response:
     except Exception as error:  # noqa: BLE001 - it is raised again, where log lines name the trace
         response = await _traced(_fails(error), nothing, began)
         return response if body.whole else EarlyAnswer(response)
+    finally:
+        body.let_go()
     return await _traced(service.handle(delivery), delivery, began)
 
 
