@@ -10,7 +10,7 @@ from lab.cluster import ControlPlane
 from tests.manifests import rendered
 
 # The namespaces of others that the manifests name.
-_OTHERS = ("argo-events", "knative-eventing", "monitoring")
+_OTHERS = ("argo-events", "knative-eventing", "monitoring", "shop")
 
 
 @pytest.fixture(scope="session")
