@@ -59,8 +59,6 @@ class Process:
         file = self._plane.home.secrets / f"{self.name}.kubeconfig"
         kubeconfig.write(file, url, self._plane.authority, account, token, namespace)
         self._settings |= {"KUBECONFIG": str(file), "ACT_WITHIN": f"{ACT_WITHIN:g}s", **processes.importable()}
-        if self._folder == functions.WAKER:
-            self._settings["TOKEN_FILE"] = str(await callers.issue(self._plane, functions.WAKER, namespace))
         self._spawn()
         await self.child.ready(processes.answers(f"{self.url}/readyz"), 120)
         self._keeper = asyncio.create_task(self._keep())
@@ -166,6 +164,8 @@ class Stage:
     session: aiohttp.ClientSession
     helper: Process
     net: Process
+    token: str
+    """The file of the token that all wakers show; it is written once, for it may be read at any moment."""
     turn: asyncio.Lock
     """Held by what happens to the whole cluster."""
 
@@ -178,7 +178,8 @@ class Stage:
     def process(self, folder: str, plan: Sequence[Strike | Hit], where: str) -> Process:
         """A process for one case."""
         waker = folder == functions.WAKER
-        settings = {"FUNCTIONS": f"{rig.FUNCTION}={self.switch.url}/{where}"} if waker else {}
+        told = {"FUNCTIONS": f"{rig.FUNCTION}={self.switch.url}/{where}", "TOKEN_FILE": self.token}
+        settings = told if waker else {}
         return Process(self.plane, folder, self.ports.take(), plan, where if waker else "", **settings)
 
 
@@ -189,12 +190,13 @@ async def stage(plane: ControlPlane) -> AsyncIterator[Stage]:
     await switch.start()
     helper = Process(plane, rig.FOLDER, ports.take(), [])
     # It removes no records: that is for the wakers that are spoilt.
-    retain = {"RETAIN": "87600h", "FUNCTIONS": f"{rig.FUNCTION}={switch.url}/net"}
-    net = Process(plane, functions.WAKER, ports.take(), [], **retain)
+    token = str(await callers.issue(plane, functions.WAKER, functions.NAMESPACE))
+    told = {"RETAIN": "87600h", "FUNCTIONS": f"{rig.FUNCTION}={switch.url}/net", "TOKEN_FILE": token}
+    net = Process(plane, functions.WAKER, ports.take(), [], **told)
     try:
         async with rig.session(plane) as session:
             await asyncio.gather(helper.start(), net.start())
-            made = Stage(plane, ports, switch, session, helper, net, asyncio.Lock())
+            made = Stage(plane, ports, switch, session, helper, net, token, asyncio.Lock())
             rounds = asyncio.create_task(made.wake())
             yield made
             rounds.cancel()
