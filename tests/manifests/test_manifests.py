@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -243,6 +245,22 @@ def test_the_rehearsal_holds_whatever_other_policies_say() -> None:
     assert all(rehearsal.selects(function, "shop", {}) for function in DECIDING)
     effective = combine((rehearsal, other))
     assert (effective.mode, effective.allows_owner("DaemonSet")) == ("DryRun", True)
+
+
+# A folder of the user's own.
+
+
+def test_the_documented_folder_of_ones_own_sets_image_and_settings(tmp_path: Path) -> None:
+    text = (rendered.ROOT / "docs" / "install.md").read_text()
+    found = re.search(r"<!-- example: overlay -->\n```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    install = os.path.relpath(INSTALL, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(found[1].replace("kreflex/knative/install", install))
+    ((image, url),) = {
+        (pod["containers"][0]["image"], rendered.environment_of(tmp_path, pod)["PROMETHEUS_URL"])
+        for _, pod in rendered.pods_of(tmp_path)
+    }
+    assert (image, url) == ("REGISTRY/kreflex@sha256:DIGEST", "http://prometheus.observability:9090")
 
 
 # The Broker's side.

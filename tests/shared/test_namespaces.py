@@ -10,7 +10,7 @@ from kreflex.serve import REFLEXES
 from kreflex.settings import CoreSettings
 from kreflex.signals import PodSignal
 from kreflex.views import Ref
-from tests.values import CannedApi, a_pod, objects
+from tests.values import CannedApi, a_pod
 
 assert killer.main is not None
 SHOP, CART = (Ref("v1", "Pod", namespace, "cart-1", f"uid-{namespace}") for namespace in ("shop", "cart"))
@@ -28,13 +28,13 @@ def test_what_is_no_list_of_namespaces_is_refused(text: str) -> None:
 
 
 async def test_all_pods_are_those_of_the_namespaces() -> None:
-    api = CannedApi(objects(a_pod(SHOP), a_pod(CART)))
+    api = CannedApi({f"/api/v1/namespaces/{ref.namespace}/pods/{ref.name}": a_pod(ref) for ref in (SHOP, CART)})
     assert [pod.ref async for pod in Reader(api, ("shop",)).pods()] == [SHOP]
     assert api.calls == ["GET /api/v1/namespaces/shop/pods"]
 
 
 async def test_a_signal_from_elsewhere_costs_no_call() -> None:
-    api = CannedApi(objects(a_pod(CART)))
+    api = CannedApi()
     arc = Arc(REFLEXES["restart-loop-killer"], CoreSettings(namespaces="shop"), api)
     result = await arc.handle(PodSignal(CART.namespace, CART.name, CART.uid))
     assert (result.outcome, result.because) == ("skipped", "namespace cart is none of those in NAMESPACES")
