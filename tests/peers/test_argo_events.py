@@ -82,7 +82,6 @@ async def sent(plane: ControlPlane) -> AsyncIterator[Sent]:
 
 async def everything(sent: Sent) -> None:
     """Wait until all have tried as often as they do."""
-
     wanted = {f"with-{code}": STEPS for code in OTHERS} | {f"plain-{code}": 1 for code in (*ALLOWED, *OTHERS)}
     wanted |= {"dead": 1, "healed": 2, "once": 1}
 
