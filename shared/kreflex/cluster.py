@@ -101,7 +101,7 @@ class Transport:
     def _note(self, method: str, status: int, begun: float) -> None:
         now = time.monotonic()
         # 401: our own token is no good. Other refusals are about one object.
-        self.contact.broken = status in {0, 401, 502, 503, 504}
+        self.contact.broken = status in {0, 401} or status >= 500
         if not self.contact.broken:
             self.contact.answered = now
         figures.API_REQUESTS.add(method, str(status) if status else "none")
