@@ -351,9 +351,8 @@ async def load_policies(reader: Reader) -> Policies:
     try:
         return await reader.share("policies", lambda: _read_all(reader))
     except ApiError as error:
-        raise UnavailableError(
-            f"the policies can't be read (are knative/crds/ applied and may this account list them?): {error}"
-        ) from error
+        hint = " (are knative/crds/ applied and may this account list them?)" if error.status in {403, 404} else ""
+        raise UnavailableError(f"the policies can't be read{hint}: {error}") from error
 
 
 async def _read_all(reader: Reader) -> Policies:
