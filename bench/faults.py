@@ -379,8 +379,8 @@ async def run_all(on: Stage, cases: Sequence[Case], width: int = WIDTH) -> list[
     gate, begun, count = asyncio.Semaphore(width), time.monotonic(), itertools.count(1)
 
     async def one(case: Case) -> Course:
-        trial = Trial(on, case)
         async with gate:
+            trial = Trial(on, case)
             try:
                 await trial.prepare()
                 await trial.play()
