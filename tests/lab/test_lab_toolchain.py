@@ -10,8 +10,9 @@ import pytest
 
 from lab import builds, golang
 from lab.builds import MODULES, module_of
+from lab.crds import ARGO_EVENTS, KNATIVE_EVENTING
 from lab.errors import LabError
-from lab.toolchain import PROGRAMS, Toolchain
+from lab.toolchain import PEERS, PROGRAMS, Toolchain
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_every_program_has_a_pinned_module() -> None:
     assert {"etcd", "kube-apiserver", "kwok", "prometheus", "amtool", "apiserver_receive_adapter"} <= set(PROGRAMS)
     for module in MODULES:
         assert (module.directory / "go.mod").read_text().startswith(f"module kreflex.dev/lab/{module.name}\n")
+
+
+def test_the_programs_of_peers_are_built_for_the_tests_with_peers_only() -> None:
+    assert {"broker_ingress", "broker_filter", "broker_channel", "argo_events", "nats-server"} <= set(PEERS)
+    assert set(PEERS).isdisjoint(PROGRAMS)
+
+
+def test_the_definitions_that_manifests_are_checked_against_are_those_of_the_programs_that_run() -> None:
+    for archive, program in ((KNATIVE_EVENTING, "broker_filter"), (ARGO_EVENTS, "argo_events")):
+        version = module_of(program).pinned(archive.module)
+        assert archive.pinned == f"{archive.module}@{version}"
 
 
 def test_kubernetes_programs_call_themselves_by_their_pinned_version() -> None:

@@ -64,6 +64,7 @@ async def sent(plane: ControlPlane) -> AsyncIterator[Sent]:
             trigger("healed", far.script("/healed", 503, 200), policy=POLICY),
             trigger("once", far.script("/once", 503), policy=POLICY, atLeastOnce=False),
             trigger("given-up", far.script("/given-up", 503), policy=POLICY, dlqTrigger=letter),
+            trigger("unreadable", far.script("/unreadable", 200), retryStrategy={"steps": STEPS, "factor": "2"}),
             trigger("refused", f"{absent.url}/refused", retryStrategy={"steps": 60, "duration": "1s"}),
         ]
         with Ports() as ports:
@@ -112,6 +113,11 @@ async def test_a_retry_that_is_taken_is_the_last(sent: Sent) -> None:
 async def test_without_at_least_once_nothing_is_tried_again(sent: Sent) -> None:
     await everything(sent)
     assert sent.tries("once") == {"once": 1}
+
+
+async def test_a_strategy_that_it_can_t_read_makes_it_send_nothing(sent: Sent) -> None:
+    await everything(sent)
+    assert sent.tries("unreadable") == {"unreadable": 0}
 
 
 async def test_what_is_given_up_goes_to_the_dlq_trigger(sent: Sent) -> None:
