@@ -39,6 +39,8 @@ _USER = "system:serviceaccount:"
 _LEAST_SECRET, _MOST_SECRETS = 16, 2
 _MOST_TOKEN = 16 * 1024
 _LATEST = 2**40
+# Of what a stranger says about himself, in answers and logs.
+_SHOWN = 200
 _KNOWN_SECONDS, _REFUSED_SECONDS = 60.0, 5.0
 _MOST_KNOWN, _MOST_REFUSED = 1024, 1024
 # How many tokens that nobody has vouched for may be brought before the API server: so many at once, and a second.
@@ -229,7 +231,8 @@ class Claims:
         said = _payload(token)
         audiences = said.get("aud")
         if audience not in (audiences if isinstance(audiences, list) else [audiences]):
-            raise UnauthenticatedError(f"the token is not for the audience {audience!r}, but for {audiences!r}")
+            named = repr(audiences)[:_SHOWN]
+            raise UnauthenticatedError(f"the token is not for the audience {audience!r}, but for {named}")
         expires, subject = said.get("exp"), said.get("sub")
         if not isinstance(expires, int) or not 0 < expires < _LATEST:
             raise UnauthenticatedError("the token does not expire, as a service account's does")
@@ -290,7 +293,7 @@ class Reviews:
             return
         claims = Claims.read(token, self._audience)
         if not self._allows(claims.account):
-            raise ForbiddenError(f"{claims.account} is none of those that CALLERS_ACCOUNTS names")
+            raise ForbiddenError(f"{claims.account[:_SHOWN]} is none of those that CALLERS_ACCOUNTS names")
         self._check_refused(key, now)
         await self._asked_once(key, token, claims)
 

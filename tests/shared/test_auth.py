@@ -251,6 +251,13 @@ async def test_an_account_that_is_not_named_is_forbidden() -> None:
         await enter(a_gate(api), api.issue("shop/default"))
 
 
+@pytest.mark.parametrize("claims", [{"aud": "x" * 9000}, {"sub": "system:serviceaccount:x:" + "x" * 9000}])
+async def test_a_stranger_does_not_fill_the_log(claims: dict[str, str]) -> None:
+    with pytest.raises(KreflexError) as caught:
+        await enter(a_gate(Reviewer()), a_token(**claims))
+    assert len(str(caught.value)) < 400
+
+
 async def test_accounts_are_named_by_patterns_for_namespace_and_name_apart() -> None:
     api = Reviewer()
     gate = a_gate(api, callers_accounts="kreflex-*/*-oidc-eventing.knative.dev-trigger, monitoring/alertmanager")
