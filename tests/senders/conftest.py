@@ -22,7 +22,7 @@ async def here(installed: ControlPlane) -> kit.Place:
     return await kit.place(installed)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def function(installed: ControlPlane) -> AsyncIterator[Function]:
     """A running function that asks its callers for tokens."""
     async with a_function(installed) as running:
