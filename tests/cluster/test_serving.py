@@ -55,7 +55,8 @@ async def test_is_ready_when_the_policies_are_read_and_asks_no_more_then(install
         assert (status, "apiserver is shutting down" in text) == (503, True)
         assert await function.get("/readyz") == (200, "ok")
         asked = function.steps()
-        assert asked == [POLICIES, POLICIES, "list remediationpolicies", "create tokenreviews"]
+        assert {*asked} == {POLICIES, "list remediationpolicies", "create tokenreviews"}
+        assert asked.count("create tokenreviews") == 1
         assert [await function.get("/readyz") for _ in range(20)] == [(200, "ok")] * 20
         assert [(await function.get("/healthz"))[0] for _ in range(3)] == [200] * 3
         assert function.steps() == asked
