@@ -1,4 +1,4 @@
-"""What the Dockerfile says, done without docker: its commands in a folder, and what it starts, with nothing but that folder.
+"""What the Dockerfile says, done without docker: its commands run in a folder, and functions start from that folder.
 
 Here and not in `make test`, because the packages are downloaded and compiled: half a minute of both cores.
 """
@@ -72,7 +72,7 @@ async def test_serves_each_function_and_writes_nothing(app: Path, function: str,
             "CALLERS_ACCOUNTS": "kreflex-system/waker",
             "FUNCTIONS": "restart-loop-killer=http://127.0.0.1:9/",
         }
-        command = [PYTHON, "-S", "-m", "kreflex", function]
+        command: list[str | Path] = [PYTHON, "-S", "-m", "kreflex", function]
         child = processes.start(
             function, command, tmp_path / "log", environment=image.environment(app) | settings, directory=app
         )
@@ -94,7 +94,7 @@ def test_nothing_is_left_to_compile(app: Path) -> None:
 
 @pytest.mark.parametrize("module", ["kreflex.once", "kreflex.deadletters", "opentelemetry.sdk.trace"])
 def test_has_all_that_its_other_commands_import(app: Path, module: str) -> None:
-    command = [PYTHON, "-S", "-c", f"import {module}"]
+    command: list[str | Path] = [PYTHON, "-S", "-c", f"import {module}"]
     answer = subprocess.run(
         command, cwd=app, env=image.environment(app), capture_output=True, text=True, timeout=120, check=False
     )
