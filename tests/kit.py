@@ -16,7 +16,7 @@ from kreflex.credentials import load_credentials
 from kreflex.reflex import Arc, Reflex
 from kreflex.settings import CoreSettings
 from lab import audit
-from lab.api import eventually
+from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from lab.toolchain import Toolchain
 
@@ -43,6 +43,17 @@ async def install(plane: ControlPlane) -> None:
     common = ("knative/base/namespace.yaml", "knative/base/ledger.yaml", "knative/admission/approvals.yaml")
     kubectl(plane, "apply", "--server-side", *(f"--filename={ROOT / file}" for file in (*common, *own)))
     kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    await eventually(lambda: _served(plane), "Kreflex's custom resources")
+
+
+async def _served(plane: ControlPlane) -> bool:
+    # The first who lists them may be told that their storage is (re)initializing (429), a while after they are established.
+    try:
+        for plural in ("remediations", "remediationpolicies", "clusterremediationpolicies"):
+            await plane.api.get(f"/apis/kreflex.dev/v1alpha1/{plural}")
+    except Refused:
+        return False
+    return True
 
 
 @dataclass
