@@ -47,7 +47,7 @@ async def install(plane: ControlPlane) -> None:
 
 
 async def _served(plane: ControlPlane) -> bool:
-    # The first who lists them may be told that their storage is (re)initializing (429), a while after they are established.
+    # Who lists them first may be told that their storage is (re)initializing (429), although they are established.
     try:
         for plural in ("remediations", "remediationpolicies", "clusterremediationpolicies"):
             await plane.api.get(f"/apis/kreflex.dev/v1alpha1/{plural}")
