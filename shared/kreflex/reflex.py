@@ -25,7 +25,7 @@ from kreflex.decisions import Defer, Refuse, Skip, Unknown, Verdict
 from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, GoneError, UnavailableError
-from kreflex.guards import EARLY, Case, Refusal, guards, request_of
+from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, request_of
 from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
 from kreflex.policy import Effective, Policies, combine, load_policies
 from kreflex.prom import Metrics
@@ -55,7 +55,10 @@ _DEALT = "this fault has been dealt with"
 # A refusal that waits shorter than this is not written anew: the record is due, and the next wake asks again.
 _WORTH_A_WRITE = timedelta(seconds=30)
 # What the cluster itself refuses, not one of our guards.
-_STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed"}
+_STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed", "Admission"}
+# How the API server tells that a ValidatingAdmissionPolicy, or somebody's webhook, said no
+# (kubernetes, apiserver/pkg/admission/plugin).
+_DENIED = ("denied request: ", "denied the request")
 _BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
 
 
@@ -321,7 +324,11 @@ class Arc(Generic[S]):
         return await self._applied(record, action.because)
 
     async def _failed(self, record: Record, case: Case, error: ApiError) -> Result:
-        refusal = Refusal("Failed", str(error), self.world.now() + _patience(record), "failed")
+        now = self.world.now()
+        refusal = Refusal("Failed", str(error), now + _patience(record), "failed")
+        if error.status < 500 and any(words in str(error) for words in _DENIED):
+            # People's own rule, as the guards are: no failure, and no reason to ask again soon.
+            return await self._refuse(_undone(record, case), Refusal("Admission", str(error), now + RECHECK))
         if error.status < 500:
             return await self._refuse(_undone(record, case), refusal)
         # Whether it was done is not known, and it may yet happen: the intent stays, so that whoever comes next asks.

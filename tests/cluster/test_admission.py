@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kreflex import admission, rights
+from kreflex import EvictPod, PodSignal, Settings, Skip, World, admission, rights
+from kreflex.reflex import Reflex
 from lab import manifests
 from lab.api import Api, Refused, eventually
 from lab.cluster import ControlPlane
@@ -253,6 +254,35 @@ async def test_a_namespace_may_say_that_it_is_not_protected(killer: Api, own: Co
     labels = {"kreflex.dev/protected": "false"}
     await own.api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
     await killer.post(*eviction(await a_pod(kit.Place(own, name))))
+
+
+async def evicts(signal: PodSignal, world: World, settings: Settings) -> EvictPod | Skip:
+    pod = await world.cluster.pod(signal.namespace, signal.name)
+    return EvictPod("it is told to", pod, None) if pod else Skip("it is gone")
+
+
+async def test_a_denial_is_a_refusal_with_the_words_of_the_policy(
+    them: dict[tuple[str, str], Api], shop: kit.Place
+) -> None:
+    label = {"metadata": {"labels": {"kreflex.dev/protected": "yes"}}}
+    await shop.plane.api.patch(f"/api/v1/namespaces/{shop.name}", label)
+    await shop.policy(owners=["Pod"])
+    pod = await a_pod(shop)
+    path, body = eviction(pod)
+    await active(lambda: them[KILLER, HOME].post(f"{path}{DRY}", body), "an eviction")  # The label is seen.
+
+    reflex = Reflex(KILLER, made_up.find, evicts, made_up.recovered, Settings())
+    async with kit.arc_of(shop.plane, reflex) as arc:
+        result = await arc.handle(PodSignal(shop.name, "cart", pod["metadata"]["uid"]))
+    status = (await shop.records())[0]["status"]
+    assert (result.outcome, status["phase"], status["outcome"], status["guard"]) == (
+        "refused",
+        "Open",
+        "refused",
+        "Admission",
+    )
+    assert "the namespace has the label kreflex.dev/protected" in status["reason"]
+    assert shop.evictions() == []
 
 
 @pytest.mark.parametrize(
