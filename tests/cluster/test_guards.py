@@ -368,7 +368,7 @@ async def test_without_the_ledger_nothing_is_done(here: kit.Place, arc: Arc[Any]
     path = "/api/v1/namespaces/kreflex-system/configmaps/kreflex-ledger"
     await here.plane.api.delete(path)
     try:
-        with pytest.raises(UnavailableError, match=r"kreflex-ledger is missing.*apply knative/ledger\.yaml"):
+        with pytest.raises(UnavailableError, match=r"kreflex-ledger is missing.*apply knative/base/ledger\.yaml"):
             await handled(arc, pod)
         assert here.evictions() == []
     finally:

@@ -37,7 +37,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for instruction in image.stages()[0]:
         if instruction.name == "COPY":
-            copy(*instruction.words, root)
+            source, target = instruction.words
+            copy(source, target, root)
         elif instruction.name == "RUN":
             answer = subprocess.run(
                 instruction.rest, shell=True, cwd=root, env=environment, capture_output=True, text=True, check=False
