@@ -77,6 +77,7 @@ bench: setup ## Run a benchmark: make bench NAME=reflex
 schemas: setup ## Write the CRDs anew from the models, and the rights and admission policies from the signatures
 	@$(BIN)/python -m kreflex.schemas
 	@$(BIN)/python -m kreflex.rights
+	@$(BIN)/python -m kreflex.rights knative/variants/namespaced --namespaces shop
 	@$(BIN)/python -m kreflex.admission
 
 COMPILE = env -u PIP_FIND_LINKS -u PIP_INDEX_URL CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --generate-hashes \

@@ -14,9 +14,10 @@ KNATIVE = Path(__file__).parents[2] / "knative"
 
 
 @pytest.mark.parametrize("computed", rights.all_rights(), ids=lambda computed: computed.name)
-def test_the_shipped_rights_are_the_computed_ones(computed: rights.Rights) -> None:
-    shipped = (KNATIVE / computed.name / "rbac.yaml").read_text()
-    assert shipped == rights.render(rights.manifests(computed)), "run `make schemas`"
+@pytest.mark.parametrize(("folder", "namespaces"), [(".", []), ("variants/namespaced", ["shop"])])
+def test_the_shipped_rights_are_the_computed_ones(computed: rights.Rights, folder: str, namespaces: list[str]) -> None:
+    shipped = (KNATIVE / folder / computed.name / "rbac.yaml").read_text()
+    assert shipped == rights.render(rights.manifests(computed, namespaces=namespaces)), "run `make schemas`"
 
 
 @pytest.mark.parametrize(("name", "text"), admission.files().items())
