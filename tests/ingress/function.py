@@ -19,7 +19,6 @@ from kreflex.views import JSON
 from tests.ingress.surroundings import API
 
 assert killer.main is not None
-ARC = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
 # Who may call is not asked here: tests/shared/test_auth.py does that.
 GATE = Gate(CallerSettings(callers="network"), API)
 
@@ -50,4 +49,6 @@ READINESS = Readiness(Contact(), ready, GATE.check)
 async def main(request: Request) -> Response:
     if request.url.path == "/echo":
         return await answer(request, Service(GATE, echo, READINESS))
-    return await answer(request, Service(GATE, lambda delivery: _handle(ARC, delivery), READINESS))
+    # A new one for each request: it remembers what it has dealt with, and the next test sends the same again.
+    arc = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
+    return await answer(request, Service(GATE, lambda delivery: _handle(arc, delivery), READINESS))
