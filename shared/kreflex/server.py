@@ -88,7 +88,8 @@ class Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
         LIFETIME.ending = True
-        self._ends_at = time.monotonic() + self._grace
+        # A person at a keyboard has no endpoints that lag behind.
+        self._ends_at = time.monotonic() + (0 if sig == signal.SIGINT else self._grace)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what has begun, then close what it needed."""
