@@ -158,6 +158,29 @@ def test_a_request_may_end_before_knative_gives_it_up_or_kills_the_pod(function:
 
 
 @every_function
+def test_knative_s_webhook_would_take_it(function: str) -> None:
+    """What its definitions allow and pkg/apis/serving/k8s_validation.go doesn't: the rules that are near to what we use."""
+    pod = dict(rendered.pods_of(INSTALL))[function]
+    (container,) = pod["containers"]
+    probe = container["readinessProbe"]
+    assert "periodSeconds" in probe or not {"timeoutSeconds", "failureThreshold"} & set(probe)
+    # What needs a feature flag otherwise.
+    allowed = {
+        "containerConcurrency",
+        "containers",
+        "enableServiceLinks",
+        "serviceAccountName",
+        "timeoutSeconds",
+        "volumes",
+    }
+    assert set(pod) <= allowed
+    assert "lifecycle" not in container
+    assert all(mount["readOnly"] for mount in container["volumeMounts"])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert all({"secret", "projected", "configMap"} & set(volume) for volume in pod["volumes"])
+
+
+@every_function
 def test_the_plain_variant_runs_the_same_container(function: str) -> None:
     served, plain = (dict(rendered.pods_of(folder))[function] for folder in (INSTALL, PLAIN))
     assert comparable(plain) == comparable(served)
