@@ -171,15 +171,17 @@ def matrix(scenario: Scenario, points: Iterable[Point], replicas: int = 1) -> li
     return [Case(scenario, point, blow, replicas) for point in points for blow in BLOWS if fits(blow, point)]
 
 
-def sample(scenario: Scenario, points: Sequence[Point], every: int = 1) -> list[Case]:
-    """Each trouble at one call, or every n-th of them; taken together at calls of all steps."""
+def sample(scenario: Scenario, points: Sequence[Point], blows: Iterable[Trouble | Moment] = BLOWS) -> list[Case]:
+    """Each of these troubles at one call: at the writes first, then at the calls that have met fewest."""
+    used: Counter[Point] = Counter()
     cases = []
-    for number, blow in enumerate(BLOWS):
+    for blow in blows:
         fitting = [point for point in points if fits(blow, point)]
         if fitting:
-            # Seven is no divisor of what a remediation has of calls.
-            cases.append(Case(scenario, fitting[7 * number % len(fitting)], blow))
-    return cases[::every]
+            point = min(fitting, key=lambda point: (used[point], not point.writes))
+            used[point] += 1
+            cases.append(Case(scenario, point, blow))
+    return cases
 
 
 @dataclass
