@@ -11,6 +11,7 @@ import yaml
 
 from kreflex.auth import CallerSettings
 from kreflex.policy import Policy, PolicySpec, combine
+from kreflex.rights import all_rights, manifests, render
 from kreflex.settings import CoreSettings, Settings
 from tests.manifests import rendered
 from tests.manifests.rendered import FUNCTIONS, INSTALL, KNATIVE, SENDERS, TRIGGERS, WHOLE, Json
@@ -159,7 +160,7 @@ def test_a_request_may_end_before_knative_gives_it_up_or_kills_the_pod(function:
 
 @every_function
 def test_knative_s_webhook_would_take_it(function: str) -> None:
-    """What its definitions allow and pkg/apis/serving/k8s_validation.go doesn't: the rules that are near to what we use."""
+    """What its definitions allow, and pkg/apis/serving/k8s_validation.go does not: the rules near to what we use."""
     pod = dict(rendered.pods_of(INSTALL))[function]
     (container,) = pod["containers"]
     probe = container["readinessProbe"]
@@ -246,6 +247,17 @@ def test_the_waker_shows_a_token_that_the_functions_accept(folder: Path) -> None
     assert token["audience"] == environment["CALLERS_AUDIENCE"]
     for function in DECIDING:
         assert "kreflex-system/waker" in environments(folder)[function]["CALLERS_ACCOUNTS"].split(",")
+
+
+# Some namespaces only.
+
+
+def test_the_namespaced_roles_are_those_that_are_computed() -> None:
+    folder = KNATIVE / "variants" / "namespaced"
+    (names,) = {environment["NAMESPACES"] for environment in environments(folder).values()}
+    written = {name: (folder / name / "rbac.yaml").read_text() for name in FUNCTIONS}
+    computed = {one.name: render(manifests(one, namespaces=names.split(","))) for one in all_rights()}
+    assert written == computed, "run `make schemas`"
 
 
 # Policies.
