@@ -10,6 +10,7 @@ import importlib
 import sys
 from datetime import timedelta
 
+from kreflex import trace
 from kreflex.audit import configure_logging, log
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
@@ -25,6 +26,7 @@ def main() -> None:
     """Go one round; configuration that can't be used ends it with every fault named."""
     configure_logging()
     try:
+        trace.start("waker")
         # It reads its settings as it is imported, and loads the functions that they name.
         settings = importlib.import_module("functions.waker.main").settings
         failures = asyncio.run(_round(settings.urls, settings.retain))
@@ -32,6 +34,8 @@ def main() -> None:
         sys.exit("\n".join(["The waker can't start with its configuration:", *(f"  {one}" for one in error.faults)]))
     except KreflexError as error:
         failures = [str(error)]
+    finally:
+        trace.stop()
     log.info("waker.round", failures=failures)
     sys.exit(1 if failures else 0)
 
@@ -42,7 +46,8 @@ async def _round(urls: dict[str, str], retain: timedelta) -> list[str]:
     try:
         world = World(Reader(transport, core.looked_after), Metrics(core.prometheus_url))
         reflexes = [REFLEXES[name] for name in urls]
-        return await Waker(urls, reflexes, world, Writer(transport), core, retain).go()
+        with trace.span("round"):
+            return await Waker(urls, reflexes, world, Writer(transport), core, retain).go()
     finally:
         await transport.close()
 
