@@ -1,6 +1,7 @@
 """The custom resource definitions of others, taken from their Go modules: those that manifests here are made for."""
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -50,12 +51,18 @@ class Archive:
 
     def _extract(self, home: Path) -> None:
         source = _download(self.pinned)
-        draft = home.with_name(f".{home.name}")
+        draft = home.with_name(f".{home.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for name in self.files:
             shutil.copyfile(source / name, draft / name.replace("/", "_"))
-        draft.replace(home)
+        try:
+            draft.replace(home)
+        except OSError:
+            # Somebody else was quicker: what is there is the same.
+            shutil.rmtree(draft)
+            if not home.exists():
+                raise
 
 
 KNATIVE_SERVING = Archive("knative.dev/serving", ("config/core/300-resources/service.yaml",))

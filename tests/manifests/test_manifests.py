@@ -282,6 +282,11 @@ def test_the_rehearsal_holds_whatever_other_policies_say() -> None:
     assert (effective.mode, effective.allows_owner("DaemonSet")) == ("DryRun", True)
 
 
+def test_each_setting_of_the_core_is_explained() -> None:
+    page = (rendered.ROOT / "docs" / "install.md").read_text()
+    assert [name for name in CoreSettings.model_fields if f"`{name.upper()}`" not in page] == []
+
+
 # A folder of the user's own.
 
 
