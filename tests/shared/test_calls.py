@@ -48,7 +48,7 @@ async def test_shows_none_if_it_has_none(function: Function) -> None:
 
 
 async def test_calls_nobody_with_a_token_that_can_not_be_read(function: Function, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"the token for functions can't be read, see TOKEN_FILE: .*No such file"):
+    with pytest.raises(UnavailableError, match=r"the token for functions can't be read, see TOKEN_FILE"):
         await calls.post(function.url, {}, b"", str(tmp_path / "token"))
     assert function.shown == []
 
