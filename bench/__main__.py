@@ -12,7 +12,8 @@ from typing import Any
 
 from bench import surroundings
 
-NAMES = ("reflex", "duplicates", "irrelevant", "once-only", "storm-pods", "idle", "faults")
+_SPEED = ("reflex", "cold-start", "memory", "duplicates", "irrelevant")
+NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults")
 RESULTS = Path(__file__).parent / "results"
 
 

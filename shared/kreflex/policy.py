@@ -50,7 +50,10 @@ Week = Annotated[Duration, Field(le=timedelta(hours=168)), _at_most(168)]
 class Part(BaseModel):
     """A part of a custom resource: camelCase outside, frozen inside."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+    # Its validator is built when it is needed first: most processes are started for an event that needs few of them.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
+    )
 
 
 class Expression(Part):
