@@ -18,9 +18,8 @@ from lab.processes import Child
 from lab.toolchain import Toolchain
 
 Json = dict[str, Any]
-# Production's patience would make tests of minutes. A peer that notifies second waits for `peer-timeout` first.
+# Production's patience would make tests of minutes.
 _GOSSIP = {
-    "peer-timeout": "1s",
     "gossip-interval": "20ms",
     "pushpull-interval": "1s",
     "probe-interval": "200ms",
@@ -68,8 +67,13 @@ class Alertmanager:
 
 
 @asynccontextmanager
-async def alertmanagers(home: Path, configs: Mapping[str, Json]) -> AsyncIterator[dict[str, Alertmanager]]:
-    """Run an Alertmanager with each of these configurations; several are one cluster, in the order of their names."""
+async def alertmanagers(
+    home: Path, configs: Mapping[str, Json], *, peer_timeout: str = "1s"
+) -> AsyncIterator[dict[str, Alertmanager]]:
+    """Run an Alertmanager with each of these configurations; several are one cluster, in the order of their names.
+
+    The second waits for `peer_timeout` before it looks whether the first has notified.
+    """
     program = Toolchain().ensure(["alertmanager"])["alertmanager"]
     async with AsyncExitStack() as stack:
         ports = stack.enter_context(Ports())
@@ -78,7 +82,7 @@ async def alertmanagers(home: Path, configs: Mapping[str, Json]) -> AsyncIterato
         for name, config in configs.items():
             (home / f"{name}.yaml").write_text(yaml.safe_dump(config))
             url = f"http://127.0.0.1:{ports.take()}"
-            command: list[str | Path] = [program, *_arguments(home, name, url), *_cluster(name, gossip)]
+            command: list[str | Path] = [program, *_arguments(home, name, url), *_cluster(name, gossip, peer_timeout)]
             child = processes.start(name, command, home / f"{name}.log")
             await stack.enter_async_context(child)
             running[name] = Alertmanager(child, url)
@@ -100,12 +104,13 @@ def _arguments(home: Path, name: str, url: str) -> list[str]:
     ]
 
 
-def _cluster(name: str, gossip: Mapping[str, str]) -> list[str]:
+def _cluster(name: str, gossip: Mapping[str, str], peer_timeout: str) -> list[str]:
     if not gossip:
         return ["--cluster.listen-address="]
     return [
         f"--cluster.listen-address={gossip[name]}",
         f"--cluster.peer-name={name}",
+        f"--cluster.peer-timeout={peer_timeout}",
         *(f"--cluster.peer={address}" for peer, address in gossip.items() if peer != name),
         *(f"--cluster.{key}={value}" for key, value in _GOSSIP.items()),
     ]
