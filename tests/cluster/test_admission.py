@@ -415,3 +415,16 @@ async def test_an_action_on_what_has_no_namespace_is_held_to_its_field_too(scale
     await scaler.patch(path, {"spec": {"unschedulable": True}})
     with pytest.raises(Refused, match=r"403: .*may not UPDATE nodes: only spec\.unschedulable may change"):
         await scaler.patch(path, {"spec": {"taints": [{"key": "mine", "effect": "NoSchedule"}]}})
+
+
+async def test_the_api_server_finds_nothing_to_warn_of_in_the_expressions(own: ControlPlane) -> None:
+    path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies"
+
+    async def checked() -> list[kit.Json] | None:
+        items = (await own.api.get(path))["items"]
+        return items if all("typeChecking" in one.get("status", {}) for one in items) else None
+
+    found: list[kit.Json] = await eventually(checked, "the policies checked")
+    names = {one["metadata"]["name"] for one in found}
+    assert {"approvals.kreflex.dev", f"{KILLER}.kreflex.dev", f"{WAKER}.kreflex.dev"} <= names
+    assert [one["status"]["typeChecking"] for one in found if one["status"]["typeChecking"]] == []
