@@ -13,7 +13,7 @@ from kreflex.cluster import Writer
 from kreflex.errors import ApiError, ConflictError, GoneError, UnavailableError
 from kreflex.reflex import Arc, handle_all
 from kreflex.serve import REFLEXES
-from kreflex.signals import Due, PodSignal
+from kreflex.signals import Due, PodSignal, Resolved
 from kreflex.views import JSON
 from lab.api import eventually
 from lab.cluster import ControlPlane
@@ -50,6 +50,21 @@ async def test_a_looping_pod_is_evicted_once_and_the_owner_proven_healthy(here: 
     (record,) = await here.records()
     assert record["status"]["verdict"] == "Recovered", record["status"]
     assert record["status"]["phase"] == "Done"
+
+
+async def test_a_resolved_alert_looks_at_an_open_verdict_and_evicts_nobody(here: kit.Place, arc: Arc[Any]) -> None:
+    pod = await here.loop((await here.deployment())[0])
+    resolved = Resolved(here.name, pod["metadata"]["name"], pod["metadata"]["uid"])
+
+    assert (await arc.handle(resolved)).outcome == "skipped"
+    assert await here.records() == []
+    await handled(arc, pod)
+    await here.ready_pods("shop", 1)
+    await asyncio.sleep(2)
+    await arc.handle(resolved)
+    (record,) = await here.records()
+    assert record["status"]["verdict"] == "Recovered", record["status"]
+    assert here.evictions() == [pod["metadata"]["uid"]]
 
 
 # The look directly before the eviction
