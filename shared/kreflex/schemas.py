@@ -28,7 +28,7 @@ _APPROVALS: list[JSON] = [
         "optionalOldSelf": True,
         "message": "a record is made without an approval: there is no plan yet",
     },
-    # An approval stays as it is, until the function has said why it does not count. What is awaited then is another one.
+    # An approval stays as it is until the function has said why it does not count. Then another one is awaited.
     {
         "rule": f"!has(oldSelf.spec.approval) || {_SAME_APPROVAL}"
         " || has(oldSelf.status) && has(oldSelf.status.guard)"
