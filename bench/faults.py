@@ -328,11 +328,13 @@ class Trial:
     def _ends(self) -> tuple[list[tuple[str | None, ...]], ...]:
         trouble = self._case.trouble
         if isinstance(trouble, Mishap) and trouble.orphans:
-            return [CALM_END], []
+            return [CALM_END], [], [GONE_END]
         return ([CALM_END], [UNPROVEN_END]) if isinstance(trouble, Trouble) and trouble.lasting else ([CALM_END],)
 
 
 CALM_END = ("Done", "applied", "Recovered", None)
+# The record was deleted, and made anew by a request that arrived when the pod was gone.
+GONE_END = ("Done", "skipped", None, "Gone")
 # By two clocks that differ nobody can tell which pods came after the eviction.
 UNPROVEN_END = ("Done", "applied", "Unknown", None)
 
