@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
+.PHONY: help setup demo test tests-of-clusters tests-of-the-rest test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,16 @@ demo: setup ## Boot a cluster, break a workload, watch it heal; then the refusal
 	@echo 'To look around in such a cluster yourself: make lab, then source .lab/env'
 
 test: setup binaries lint ## Everything that has to pass before a change is merged
-	@$(BIN)/pytest
+	@$(MAKE) --jobs=2 --keep-going tests-of-clusters tests-of-the-rest
+
+# Both wait for clusters most of the time, so they run side by side; each boots its own.
+tests-of-clusters:
+	@$(BIN)/pytest tests/cluster
+
+# Its words come at its end, so that they do not mix with the other's.
+tests-of-the-rest:
+	@mkdir -p .pytest_cache; status=0; $(BIN)/pytest --ignore=tests/cluster >.pytest_cache/rest.log 2>&1 || status=$$?; \
+	cat .pytest_cache/rest.log; exit $$status
 
 test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS the first time)
 	@$(BIN)/python -m lab build --peers
