@@ -170,8 +170,13 @@ class Arc(Generic[S]):
         return opened
 
     def _key(self, signal: Signal | Due | Resolved) -> str:
-        """Name the fault of a signal that knows its object's UID; "" for others, and for what asks for a verdict."""
-        return fault_key(self.reflex.name, signal.uid) if isinstance(signal, Signal) and signal.uid else ""
+        """Name the fault of a signal that knows its object's UID; "" for others, and for what asks for a verdict.
+
+        The name belongs to it: whoever says a wrong one beside the UID has not shown that the object is gone.
+        """
+        if not isinstance(signal, Signal) or not signal.uid:
+            return ""
+        return f"{signal.namespace}/{signal.name}/{fault_key(self.reflex.name, signal.uid)}"
 
     async def _go(self, signal: Signal | Due | Resolved) -> Result:
         if isinstance(signal, Resolved):
@@ -203,7 +208,7 @@ class Arc(Generic[S]):
     async def _advance(self, record: Record, decision: Decision | None) -> Result:
         """Go on from where the record says that the remediation is."""
         if record.final:
-            self._dealt.keep(record.spec.fault.key, _DEALT)
+            self._dealt.keep(self._key(signal_of(record)), _DEALT)
             return Result(str(record), record.status.outcome or "skipped", _DEALT)
         if record.status.phase == "Applied":
             after = await self._prove(record)

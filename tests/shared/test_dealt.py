@@ -58,3 +58,11 @@ async def test_a_successor_of_the_same_name_is_looked_at() -> None:
     await arc.handle(PodSignal("shop", "cart-1", CART.uid))
     await arc.handle(PodSignal("shop", "cart-1"))
     assert api.calls == ["GET /api/v1/namespaces/shop/pods/cart-1"] * 3
+
+
+async def test_a_wrong_name_beside_a_uid_hides_no_fault() -> None:
+    # What kube-state-metrics says of others is labelled with its own pod where a scrape does not honour its labels.
+    api = CannedApi(objects(a_pod(phase="Succeeded")))
+    arc = Arc(REFLEX, CoreSettings(), api)
+    assert (await arc.handle(PodSignal("monitoring", "exporter", CART.uid))).because == "the pod is gone"
+    assert (await arc.handle(PodSignal("shop", "cart-1", CART.uid))).because == "the pod has succeeded"
