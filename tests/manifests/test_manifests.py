@@ -151,6 +151,15 @@ def test_a_network_policy_selects_each_pod(folder: Path) -> None:
         assert [labels for labels in chosen if labels.items() <= template["metadata"]["labels"].items()]
 
 
+@every_folder
+def test_a_disruption_budget_selects_pods(folder: Path) -> None:
+    """One without a selector is accepted, and protects none."""
+    templates = [document["spec"]["template"]["metadata"] for document in rendered.of_kind(folder, "Deployment")]
+    for document in rendered.of_kind(folder, "PodDisruptionBudget"):
+        chosen = document["spec"]["selector"]["matchLabels"]
+        assert [meta for meta in templates if chosen and chosen.items() <= meta["labels"].items()]
+
+
 @pytest.mark.parametrize("function", DECIDING)
 def test_a_request_may_end_before_knative_gives_it_up_or_kills_the_pod(function: str) -> None:
     pods = dict(rendered.pods_of(INSTALL))

@@ -79,6 +79,7 @@ async def test_serves_each_function_and_writes_nothing(app: Path, function: str,
         )
         try:
             await child.ready(processes.answers(f"http://127.0.0.1:{port}/healthz"))
+            await child.ready(processes.answers(f"http://127.0.0.1:{port}/metrics"))
         finally:
             await child.stop()
     assert files(app) == before

@@ -386,5 +386,17 @@ async def test_both_modes_at_once_let_in_either_sender(tmp_path: Path) -> None:
         await enter(gate, NEW)
 
 
+async def test_who_shows_a_token_is_let_in_while_the_values_can_not_be_read(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "secret", value=OLD)
+    api = Reviewer()
+    gate = a_gate(api, callers="secret,tokenreview", callers_secrets=str(folder))
+    (folder / "value").unlink()
+    assert await enter(gate, api.issue()) == "tokenreview"
+    with pytest.raises(UnauthenticatedError):
+        await enter(gate, a_token(serial=1))
+    with pytest.raises(UnavailableError, match="CALLERS_SECRETS must hold one value"):
+        await enter(gate, OLD)
+
+
 def test_the_time_of_these_tests_is_the_api_server_s() -> None:
     assert stamp(Reviewer().clock.now()) == stamp(NOW)

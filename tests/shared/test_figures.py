@@ -1,5 +1,8 @@
 """The text of /metrics."""
 
+import tomllib
+from pathlib import Path
+
 from kreflex import figures
 from kreflex.figures import Counter, Gauge, Histogram, Info
 
@@ -50,4 +53,5 @@ def test_nothing_counted_is_no_series() -> None:
 
 
 def test_the_build_is_told() -> None:
-    assert 'kreflex_build_info{version="' in figures.render()
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert f'kreflex_build_info{{version="{project["version"]}",python="' in figures.render()
