@@ -44,6 +44,8 @@ class Side:
         """Spawn it, with Python's bytecode cached and without options."""
         paths = (packages(plane.home.data / "packages"), REPOSITORY, REPOSITORY / "shared")
         settings = {"HOST": "127.0.0.1", "PORT": str(port), "PYTHONPATH": ":".join(map(str, paths)), **self.environment}
+        # Debian's OpenSSL has a folder of certificates and no file; aiohttp would read this machine's at its import.
+        settings["SSL_CERT_FILE"] = str(plane.home.config / "none.pem")
         return plane.start_child(f"{self.name}-{port}", self.command(port), settings)
 
 

@@ -26,7 +26,7 @@ def _machine() -> dict[str, Any]:
         "cpu": model[1] if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "ram_gib": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "load": round(os.getloadavg()[0], 1),
     }
 

@@ -1,5 +1,6 @@
 """What a function of Kreflex may use: signals in, decisions out, and a world to look at."""
 
+import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
 from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
 from kreflex.durations import Duration, parse_duration, show_duration

@@ -17,6 +17,7 @@ from kreflex.credentials import load_credentials
 from kreflex.errors import SettingsError
 from kreflex.server import Server
 from kreflex.settings import CoreSettings
+from kreflex.startup import serving
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     if NETWORK in callers.modes:
         log.warning("callers.unknown", problem=UNGUARDED)
     host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104 - a pod is reached through its own address
+    serving()
     try:
         Server(app, host, port, core.drain_grace).run()
     finally:
