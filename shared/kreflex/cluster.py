@@ -24,6 +24,7 @@ from kreflex.credentials import Credentials
 from kreflex.errors import (
     ApiError,
     ConflictError,
+    DeniedError,
     GoneError,
     OutageError,
     ThrottledError,
@@ -43,6 +44,9 @@ _PLURALS = {
     ("argoproj.io", "Rollout"): "rollouts",
 }
 OWNERS = tuple(Rule(group, plural, "get") for (group, _), plural in _PLURALS.items())
+# How the API server tells that a ValidatingAdmissionPolicy, or somebody's webhook, said no
+# (kubernetes, apiserver/pkg/admission/plugin).
+_DENIED = ("denied request: ", "denied the request")
 _ERRORS: Mapping[int, type[ApiError]] = {404: GoneError, 409: ConflictError, 429: ThrottledError}
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=3)
 TEMPLATE_HASH = "pod-template-hash"
@@ -156,6 +160,9 @@ def _refusal(method: str, path: str, status: int, content: bytes) -> ApiError | 
     except (ValueError, AttributeError):
         message, reason, causes = content[:200].decode(errors="replace"), "", ()
     text = f"{method} {path}: {status} {' '.join(message.split())}"
+    if any(words in message for words in _DENIED):
+        # Before its code is looked at, for a webhook gives any: KubeVirt's says 429 while it moves a machine away.
+        return DeniedError(text, status, reason, causes)
     # A 500 of the eviction API is an answer ("more than one PodDisruptionBudget"), not an outage.
     if status in {502, 503, 504} or (status == 429 and "DisruptionBudget" not in causes):
         return UnavailableError(text)

@@ -56,6 +56,10 @@ class OutageError(ApiError, UnavailableError):
     """The API server answered with a trouble of its own, or does not know us: nothing that the request could mend."""
 
 
+class DeniedError(OutageError):
+    """An admission policy or a webhook of the cluster said no, whatever code it chose; the request was not done."""
+
+
 class ConflictError(ApiError):
     """409: the object is not as it was read, or exists already. Read it again and decide anew."""
 

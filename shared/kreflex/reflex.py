@@ -24,7 +24,7 @@ from kreflex.dealt import Dealt
 from kreflex.decisions import Defer, Refuse, Skip, Unknown, Verdict
 from kreflex.due import is_due
 from kreflex.durations import show_duration
-from kreflex.errors import ApiError, ConflictError, GoneError, UnavailableError
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, request_of
 from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
 from kreflex.policy import Effective, Policies, combine, load_policies
@@ -56,9 +56,6 @@ _DEALT = "this fault has been dealt with"
 _WORTH_A_WRITE = timedelta(seconds=30)
 # What the cluster itself refuses, not one of our guards.
 _STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed", "Admission"}
-# How the API server tells that a ValidatingAdmissionPolicy, or somebody's webhook, said no
-# (kubernetes, apiserver/pkg/admission/plugin).
-_DENIED = ("denied request: ", "denied the request")
 _BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
 
 
@@ -331,7 +328,7 @@ class Arc(Generic[S]):
     async def _failed(self, record: Record, case: Case, error: ApiError) -> Result:
         now = self.world.now()
         refusal = Refusal("Failed", str(error), now + _patience(record), "failed")
-        if error.status < 500 and any(words in str(error) for words in _DENIED):
+        if isinstance(error, DeniedError):
             # People's own rule, as the guards are: no failure, and no reason to ask again soon.
             return await self._refuse(_undone(record, case), Refusal("Admission", str(error), now + RECHECK))
         if error.status < 500:

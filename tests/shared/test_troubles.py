@@ -5,7 +5,15 @@ import json
 import pytest
 
 from kreflex.cluster import Reader, _refusal
-from kreflex.errors import ApiError, ConflictError, GoneError, OutageError, ThrottledError, UnavailableError
+from kreflex.errors import (
+    ApiError,
+    ConflictError,
+    DeniedError,
+    GoneError,
+    OutageError,
+    ThrottledError,
+    UnavailableError,
+)
 from tests.values import CannedApi
 
 
@@ -36,6 +44,24 @@ def test_tells_what_is_no_from_what_is_trouble_in_one_line(code: int, body: byte
     assert type(error) is kind
     assert str(error).startswith(f"GET /api/v1/pods: {code} ")
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        (403, "Forbidden", 'admission webhook "guard.example.com" denied the request: not now'),
+        (404, "NotFound", 'admission webhook "guard.example.com" denied the request without explanation'),
+        (409, "Conflict", 'admission webhook "guard.example.com" denied the request: not now'),
+        (422, "Invalid", "it is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"),
+        (429, "TooManyRequests", 'admission webhook "evict.kubevirt.io" denied the request: it moves away'),
+        (503, "ServiceUnavailable", 'admission webhook "guard.example.com" denied the request: not now'),
+    ],
+)
+def test_a_denial_is_a_denial_whatever_its_code(code: int, reason: str, words: str) -> None:
+    error = _refusal("POST", "/eviction", code, json.dumps({"message": words, "reason": reason}).encode())
+    assert type(error) is DeniedError
+    assert error.status == code
+    assert words in str(error)
 
 
 async def test_a_reading_that_failed_is_not_shared() -> None:
