@@ -194,13 +194,16 @@ class Arc(Generic[S]):
             return Result(str(due), "skipped", "there is nothing left to do")
         if record.status.phase != "Open":
             return await self._advance(record, None)
-        now, patience = self.world.now(), self.core.act_within
-        timely = is_due(record, await load_policies(self.reader), now, patience)
-        if not timely and not await self.ledger.left_behind(record.uid, record.resource_version, now - patience):
+        since = self.world.now() - self.core.act_within
+        timely = await self._is_due(record)
+        if not timely and not await self.ledger.left_behind(record.uid, record.resource_version, since):
             # A change of the record may have woken us, our own write among them.
             return Result(str(record), record.status.outcome or "deferred", "it is not due yet")
         waiting = await self._still_waiting(record)
         return waiting or await self._advance(record, await self._decide(signal_of(record)))
+
+    async def _is_due(self, record: Record) -> bool:
+        return is_due(record, await load_policies(self.reader), self.world.now(), self.core.act_within)
 
     async def _advance(self, record: Record, decision: Decision | None) -> Result:
         """Go on from where the record says that the remediation is."""
@@ -213,7 +216,7 @@ class Arc(Generic[S]):
             return Result(str(record), "applied", after.status.verdict_reason or "it has been done", changed)
         if record.status.phase == "Acting":
             return await self._take_over(record)
-        if record.status.guard in _STUBBORN and not record.due(self.world.now(), self.core.act_within):
+        if record.status.guard in _STUBBORN and not await self._is_due(record):
             # Each crash is an event; the cluster said no a moment ago, and asking it costs more than asking ourselves.
             return Result(str(record), record.status.outcome or "deferred", record.status.reason or "")
         return await self._consider(record, decision or await self._decide(signal_of(record)))
