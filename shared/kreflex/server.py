@@ -20,19 +20,31 @@ from kreflex.readiness import LIFETIME
 # Less than the 30 seconds after which a kubelet kills, more than the 25 that one request may take.
 _END_SECONDS = 28
 _HEAD_SECONDS = 10.0
+# Knative's and Go's own servers take 1 MiB. What comes with the head's end may be 256 KiB of the body.
+_MOST_HEAD = 2**20
 # Open connections, the idle ones too. Beyond that the answer is 503, which Knative and Alertmanager repeat.
 _MOST_CONNECTIONS = 1000
 
 
 class Impatient(HttpToolsProtocol):
-    """Closes a connection whose request has no whole head after 10 seconds; uvicorn would wait for ever."""
+    """Closes a connection whose request has no whole head after 10 seconds, or 1 MiB; uvicorn bounds neither."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _head = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait."""
         super().connection_made(transport)
         self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before the head is whole: it is held in memory, and nobody has been asked who he is."""
+        if self._waiting is not None:
+            self._head += len(data)
+            if self._head > _MOST_HEAD:
+                self.transport.close()
+                return
+        super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Begin to wait: a later request on the same connection."""
@@ -54,6 +66,7 @@ class Impatient(HttpToolsProtocol):
             self._waiting = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
 
     def _stop(self) -> None:
+        self._head = 0
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
