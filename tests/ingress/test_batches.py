@@ -1,11 +1,14 @@
 """CloudEvents in a batch: each is read as if it had come alone, and a bad one does not lose the rest."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from kreflex import ingress
+from kreflex.errors import BadEventError
 from kreflex.ingress.cloudevents import FOUND, MOST_BATCH_BYTES, MOST_BYTES, PING
 from kreflex.views import JSON
 from tests.ingress.conftest import Answer, Caller
@@ -103,6 +106,35 @@ async def test_one_event_that_is_too_large_does_not_lose_the_rest(caller: Caller
     assert (answer.status, answer.json["signals"]) == (200, [SEEN])
     assert answer.json["ignored"] == [f"[1] is larger than {MOST_BYTES} bytes"]
     assert (await batched(caller, large)).status == 413
+
+
+async def test_a_text_counts_as_the_bytes_that_it_has(caller: Caller) -> None:
+    # In ASCII it would be twice as long, and too large.
+    event = an_event({**a_pod(), "note": "事" * (MOST_BYTES // 4)})
+    body = json.dumps([event, event], ensure_ascii=False).encode()
+    assert len(body) > MOST_BYTES
+    assert (await caller.post(body, HEADERS, "/echo")).json["ignored"] == []
+
+
+def nested(depth: int) -> str:
+    return json.dumps(an_event("?")).replace('"?"', "[" * depth + "]" * depth)
+
+
+def is_read(*events: str) -> bool:
+    try:
+        ingress.parse(HEADERS, f"[{','.join(events)}]".encode())
+    except BadEventError as error:
+        return "nested too deeply" not in str(error)
+    return True
+
+
+def test_however_deep_an_event_is_nested_it_is_read_or_refused() -> None:
+    limit, large = sys.getrecursionlimit(), json.dumps(an_event("x" * MOST_BYTES))
+    deepest = max(depth for depth in range(limit) if is_read(nested(depth)))
+    # To write an event, as its size is told, takes more depth than to read it takes.
+    for depth in range(deepest - 10, deepest + 1):
+        is_read(nested(depth), large)
+    assert not is_read(nested(deepest + 1), large)
 
 
 async def test_a_batch_over_the_limit_is_too_large_and_one_under_it_is_not(caller: Caller) -> None:

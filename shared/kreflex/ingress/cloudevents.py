@@ -161,9 +161,17 @@ def _batch(events: Any, size: int) -> Delivery:
 
 
 def _member(event: Any, index: int, size: int) -> Event:
-    if size > MOST_BYTES and len(json.dumps(event)) > MOST_BYTES:
+    if size > MOST_BYTES and _size(event, index) > MOST_BYTES:
         raise TooLargeError(f"[{index}] is larger than {MOST_BYTES} bytes")
     return _structured(event, f"[{index}].")
+
+
+def _size(event: Any, index: int) -> int:
+    try:
+        return len(json.dumps(event, ensure_ascii=False).encode(errors="replace"))
+    except RecursionError as error:
+        # To write it takes a little more depth than to read it took.
+        raise BadEventError(f"[{index}]", "is nested too deeply") from error
 
 
 def _together(parts: Sequence[Delivery], bad: Sequence[str]) -> Delivery:
