@@ -588,21 +588,32 @@ def standing(record: Record, admitted: str) -> Standing:
 async def handle_all(
     arc: Arc[S], signals: tuple[Signal | Due | Resolved, ...], budget: timedelta
 ) -> tuple[list[Result], list[Exception]]:
-    """Handle many signals at a time, within limits; what the budget leaves no time to begin comes back as an error."""
+    """Handle many signals at a time, within limits; what the budget leaves no time to begin comes back as one error."""
     loop = asyncio.get_running_loop()
     end = loop.time() + budget.total_seconds()
-    gate = asyncio.Semaphore(arc.core.concurrency)
+    waiting, answers = iter(enumerate(signals)), dict[int, Result | Exception]()
 
-    async def one(signal: Signal | Due | Resolved) -> Result:
-        async with gate:
-            if loop.time() >= end:
-                raise UnavailableError(f"{signal} did not fit into {show_duration(budget)}; send it again")
-            with trace.span(type(signal).__name__, signal.trace) as span:
-                result = await arc.handle(signal)
-                span.tell({"kreflex.about": result.about, "kreflex.outcome": result.outcome})
-                return result
+    async def work() -> None:
+        while loop.time() < end and (given := next(waiting, None)) is not None:
+            answers[given[0]] = await _answered(arc, given[1])
+            # What is known already is answered without a pause; probes must not wait for all of it.
+            await asyncio.sleep(0)
 
-    answers = await asyncio.gather(*(one(signal) for signal in signals), return_exceptions=True)
-    results = [answer for answer in answers if isinstance(answer, Result)] + arc.settled_on_the_way()
-    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    # A few that take one after the other: with a task for each, one large body would fill the memory of a small pod.
+    await asyncio.gather(*(work() for _ in range(min(arc.core.concurrency, len(signals)))))
+    told = [answers[index] for index in sorted(answers)]
+    results = [one for one in told if isinstance(one, Result)] + arc.settled_on_the_way()
+    errors = [one for one in told if isinstance(one, Exception)]
+    if left := len(signals) - len(told):
+        errors.append(UnavailableError(f"{left} signals did not fit into {show_duration(budget)}; send them again"))
     return results, errors
+
+
+async def _answered(arc: Arc[S], signal: Signal | Due | Resolved) -> Result | Exception:
+    try:
+        with trace.span(type(signal).__name__, signal.trace) as span:
+            result = await arc.handle(signal)
+            span.tell({"kreflex.about": result.about, "kreflex.outcome": result.outcome})
+            return result
+    except Exception as error:  # noqa: BLE001 - it is handed back: one signal must not lose the others
+        return error
