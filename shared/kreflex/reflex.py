@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from kreflex import trace
 from kreflex.actions import ACTIONS, Action, BlockedError
@@ -592,10 +593,15 @@ async def handle_all(
     loop = asyncio.get_running_loop()
     end = loop.time() + budget.total_seconds()
     waiting, answers = iter(enumerate(signals)), dict[int, Result | Exception]()
+    turns = WeakValueDictionary[str, asyncio.Lock]()
 
     async def work() -> None:
         while loop.time() < end and (given := next(waiting, None)) is not None:
-            answers[given[0]] = await _answered(arc, given[1])
+            index, signal = given
+            # Two alerts about one pod are common, and the second would only find that the first is being dealt with.
+            turn = turns.setdefault(str(signal), asyncio.Lock())
+            async with turn:
+                answers[index] = await _answered(arc, signal)
             # What is known already is answered without a pause; probes must not wait for all of it.
             await asyncio.sleep(0)
 

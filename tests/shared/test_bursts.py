@@ -1,6 +1,7 @@
 """Many signals in one body: a few at a time, in order, and none is lost."""
 
 import asyncio
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -21,12 +22,19 @@ class Busy(CannedApi):
     def __init__(self, *silent: str) -> None:
         super().__init__()
         self.most, self.silent = 0, silent
+        self.asked: Counter[str] = Counter()
+        self.together: set[str] = set()
 
     async def send(self, method: str, path: str, body: JSON | None = None, **options: Any) -> JSON:
         self.most = max(self.most, len(asyncio.all_tasks()))
         if path.endswith(self.silent):
             raise UnavailableError("the API server did not answer")
-        return await super().send(method, path, body, **options)
+        self.asked[path] += 1
+        self.together |= {path for path, number in self.asked.items() if number > 1}
+        try:
+            return await super().send(method, path, body, **options)
+        finally:
+            self.asked[path] -= 1
 
 
 def pods(number: int) -> tuple[PodSignal, ...]:
@@ -57,6 +65,15 @@ async def test_what_does_not_fit_is_one_error_with_its_number() -> None:
     results, errors = await handled(api, 1000, timedelta())
     assert (results, api.calls) == ([], [])
     assert [str(error) for error in errors] == ["1000 signals did not fit into 0s; send them again"]
+
+
+async def test_alerts_about_one_pod_take_turns() -> None:
+    # Where each knows a UID of its own, nothing is remembered from one to the next.
+    one_pod = tuple(PodSignal("shop", "cart", f"uid-{index}") for index in range(8))
+    api = Busy()
+    results, errors = await handle_all(Arc(REFLEX, CoreSettings(concurrency=4), api), one_pod, LONG)
+    assert (len(results), errors, len(api.calls)) == (8, [], 8)
+    assert api.together == set()
 
 
 async def test_nothing_takes_nothing() -> None:
