@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from functions_framework.aio import create_asgi_app
-
-from kreflex import figures, trace
+from kreflex import app, figures, trace
 from kreflex.audit import configure_logging, log
 from kreflex.auth import NETWORK, UNGUARDED, CallerSettings
 from kreflex.credentials import load_credentials
@@ -24,14 +22,14 @@ def main() -> None:
     """Serve until SIGTERM, answer what has begun; configuration that can't be used ends it with every fault named."""
     configure_logging()
     source = _source(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FUNCTION", ""))
-    port, app, callers, core = _made(source)
+    port, function, callers, core = _made(source)
     figures.CALLERS.facts = [{"mode": mode} for mode in sorted(callers.modes)]
     if NETWORK in callers.modes:
         log.warning("callers.unknown", problem=UNGUARDED)
     host = os.environ.get("HOST", "0.0.0.0")  # noqa: S104 - a pod is reached through its own address
     serving()
     try:
-        Server(app, host, port, core.drain_grace).run()
+        Server(function, host, port, core.drain_grace).run()
     finally:
         trace.stop()
 
@@ -48,8 +46,7 @@ def _source(name: str) -> Path:
 def _made(source: Path) -> tuple[int, Any, CallerSettings, CoreSettings]:
     made: list[Any] = []
     faults: list[str] = []
-    # Untyped in functions-framework 3.10.
-    make = partial(create_asgi_app, target="main", source=str(source), signature_type="http")
+    make = partial(app.load, source)
     spans = partial(trace.start, source.parent.name.replace("_", "-"))
     for step in (_port, load_credentials, make, CallerSettings.from_environment, CoreSettings.from_environment, spans):
         try:
@@ -59,8 +56,8 @@ def _made(source: Path) -> tuple[int, Any, CallerSettings, CoreSettings]:
     if faults:
         told = (f"  {fault}" for fault in dict.fromkeys(faults))
         sys.exit("\n".join(["This function can't start with its configuration:", *told]))
-    port, _, app, callers, core, _ = made
-    return port, app, callers, core
+    port, _, function, callers, core, _ = made
+    return port, function, callers, core
 
 
 def _port() -> int:

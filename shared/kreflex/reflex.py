@@ -605,8 +605,12 @@ async def handle_all(
             # What is known already is answered without a pause; probes must not wait for all of it.
             await asyncio.sleep(0)
 
+    if len(signals) == 1:
+        # Most events are about one object, and most of these lead to nothing: no task of its own, no turn.
+        answers[0] = await _answered(arc, signals[0])
     # A few that take one after the other: with a task for each, one large body would fill the memory of a small pod.
-    await asyncio.gather(*(work() for _ in range(min(arc.core.concurrency, len(signals)))))
+    else:
+        await asyncio.gather(*(work() for _ in range(min(arc.core.concurrency, len(signals)))))
     told = [answers[index] for index in sorted(answers)]
     results = [one for one in told if isinstance(one, Result)] + arc.settled_on_the_way()
     errors = [one for one in told if isinstance(one, Exception)]

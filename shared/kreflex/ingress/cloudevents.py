@@ -15,9 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
-from cloudevents.conversion import to_binary
-from cloudevents.http import CloudEvent
-
 from kreflex.errors import BadEventError, TooLargeError
 from kreflex.ingress import argo_events
 from kreflex.ingress.bodies import LONG, plain, read_base64, read_json, shown
@@ -250,6 +247,10 @@ def write(
     source: str, kind: str, subject: str, data: JSON, extensions: Mapping[str, str]
 ) -> tuple[Mapping[str, str], bytes]:
     """Write an event in binary mode; returns the headers and the body."""
+    # Most events are answered with nothing, and a function starts for one event.
+    from cloudevents.conversion import to_binary  # noqa: PLC0415
+    from cloudevents.http import CloudEvent  # noqa: PLC0415
+
     attributes = {"source": source, "type": kind, "subject": subject, **extensions}
     headers, body = to_binary(CloudEvent(attributes, data))
     encoded = {name: _UNSAFE.sub(_percent, value) for name, value in headers.items()}
