@@ -5,6 +5,7 @@ is there for the lab alone may be loaded by others when it is found, and would s
 """
 
 import asyncio
+import compileall
 import re
 import shutil
 import sys
@@ -59,6 +60,11 @@ def packages(folder: Path) -> Path:
             for part in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
                 if not (folder / part).exists():
                     (folder / part).symlink_to(Path(str(found.locate_file(part))))
+        # As the Dockerfile does. Left to the first start, it would be missing where PYTHONDONTWRITEBYTECODE is set.
+        compileall.compile_dir(folder, maxlevels=0, quiet=1)
+        for tree in (REPOSITORY / "shared", REPOSITORY / "functions"):
+            compileall.compile_dir(tree, quiet=1)
+        compileall.compile_file(_EMPTY, quiet=1)
     return folder
 
 
