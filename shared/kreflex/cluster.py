@@ -97,7 +97,9 @@ class Transport:
             self._note(method, 0, begun)
             raise UnavailableError(f"the API server did not answer {method} {path}: {error!r}") from error
         self._note(method, answer.status, begun)
-        self.clock.hear(answer.headers.get("Date"), sent)
+        if answer.status < 500:
+            # Beyond that it may be a load balancer's page, with a time of its own.
+            self.clock.hear(answer.headers.get("Date"), sent)
         if answer.status >= 400:
             raise _refusal(method, path, answer.status, content)
         return _parse(method, path, content)

@@ -612,11 +612,12 @@ async def handle_all(
     else:
         await asyncio.gather(*(work() for _ in range(min(arc.core.concurrency, len(signals)))))
     told = [answers[index] for index in sorted(answers)]
-    results = [one for one in told if isinstance(one, Result)] + arc.settled_on_the_way()
+    results = [one for one in told if isinstance(one, Result)]
     errors = [one for one in told if isinstance(one, Exception)]
     if left := len(signals) - len(told):
         errors.append(UnavailableError(f"{left} signals did not fit into {show_duration(budget)}; send them again"))
-    return results, errors
+    # They wait for an answer that tells results: with errors it tells these.
+    return results if errors else results + arc.settled_on_the_way(), errors
 
 
 async def _answered(arc: Arc[S], signal: Signal | Due | Resolved) -> Result | Exception:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -144,11 +145,7 @@ async def answer(request: Request, service: Service) -> Response:
     """Answer one request: probes by path, everything else as a delivery; every failure becomes its status code."""
     if request.method == "GET":
         return await _probe(request.url.path, service)
-    figures.IN_FLIGHT.value += 1
-    try:
-        response = await _answer(request, service, time.time_ns())
-    finally:
-        figures.IN_FLIGHT.value -= 1
+    response = await _answer(request, service, time.time_ns())
     if LIFETIME.ending:
         # Who kept the connection would meet a closed one with the next request.
         response.headers["Connection"] = "close"
@@ -158,21 +155,28 @@ async def answer(request: Request, service: Service) -> Response:
 async def _answer(request: Request, service: Service, began: int) -> Response:
     nothing, body = Delivery(trace=trace.from_headers(request.headers)), Body(request.receive)
     try:
-        # Before the body is read: a stranger's bytes are never parsed.
-        await _admit(request, service)
-        delivery = ingress.parse(request.headers, await body.read(ingress.most_bytes(request.headers)))
+        # Before the body is read: a stranger's bytes are never parsed, and he takes nobody's place.
+        await service.gate.admit(request.headers.getlist("authorization"))
+        with _place():
+            delivery = ingress.parse(request.headers, await body.read(ingress.most_bytes(request.headers)))
+            body.let_go()
+            return await _traced(service.handle(delivery), delivery, began)
     except Exception as error:  # noqa: BLE001 - it is raised again, where log lines name the trace
         response = await _traced(_fails(error), nothing, began)
         return response if body.whole else EarlyAnswer(response)
     finally:
         body.let_go()
-    return await _traced(service.handle(delivery), delivery, began)
 
 
-async def _admit(request: Request, service: Service) -> None:
-    await service.gate.admit(request.headers.getlist("authorization"))
-    if figures.IN_FLIGHT.value > _MOST_REQUESTS:
+@contextmanager
+def _place() -> Iterator[None]:
+    if figures.IN_FLIGHT.value >= _MOST_REQUESTS:
         raise UnavailableError(f"{_MOST_REQUESTS} requests are being answered already; come again")
+    figures.IN_FLIGHT.value += 1
+    try:
+        yield
+    finally:
+        figures.IN_FLIGHT.value -= 1
 
 
 async def _fails(error: Exception) -> Response:
