@@ -111,7 +111,7 @@ async def test_asks_a_disruption_budget_once_however_often_it_is_called_before_i
         await handled(arc, pod)  # Each crash is an event.
     assert (asked(here), changes(here)) == (1, before)
 
-    Ahead.of(arc, minutes=1)
+    Ahead.of(arc, minutes=5)
     await goes_on(arc, here, pod)
     assert asked(here) == 2
     # Each attempt doubles it, one that met a pod which had just changed, too.
