@@ -74,6 +74,10 @@ def signal(pod: kit.Json) -> PodSignal:
     return PodSignal(meta["namespace"], meta["name"], meta["uid"])
 
 
+# What is said of a looping pod between two crashes.
+CALM = {"no container loops", "it runs again at this moment, and may crash again"}
+
+
 async def handled(arc: Arc[Any], pod: kit.Json) -> Result:
     """Tell the arc of a pod that loops; again while it is caught in a moment in which it runs, or just changes."""
 
@@ -84,7 +88,7 @@ async def handled(arc: Arc[Any], pod: kit.Json) -> Result:
             if "changes faster" in str(error):
                 return None
             raise
-        return None if result.because == "no container loops" else result
+        return None if result.because in CALM else result
 
     found: Result = await eventually(answer, f"{pod['metadata']['name']} handled", pause=0.05)
     return found
@@ -93,7 +97,7 @@ async def handled(arc: Arc[Any], pod: kit.Json) -> Result:
 async def goes_on(arc: Arc[Any], here: kit.Place, pod: kit.Json) -> kit.Json:
     """Call for the only record as the waker does, and tell of the pod too if it ran or changed at that moment."""
     record = await woken(arc, here)
-    if told(record) in {("Done", "skipped", None), ("Open", "deferred", "Changed")}:
+    if told(record) in {("Done", "skipped", None), ("Open", "deferred", "Changed"), ("Open", "deferred", "TooEarly")}:
         await handled(arc, pod)
         record = await the_record(here)
     return record
