@@ -21,7 +21,7 @@ _SPEED = 0.001
 async def make(plane: ControlPlane, where: str, count: int, replicas: int = 1) -> list[Json]:
     """Make so many Deployments and wait until their pods are Ready; the pods."""
     await _each([_deployment(plane, where, number, replicas) for number in range(count)])
-    return await rig.ready(plane, where, count * replicas, patience=60 + count / 2)
+    return await rig.ready(plane, where, count * replicas, patience=60 + count * replicas / 2)
 
 
 async def _deployment(plane: ControlPlane, where: str, number: int, replicas: int) -> None:
