@@ -32,6 +32,10 @@ class Action(ABC):
     rbac: ClassVar[tuple[Rule, ...]]
     verb: ClassVar[str]
     past: ClassVar[str]
+    # One of several of a long remediation: after it, the function is asked for the next.
+    step: ClassVar[bool] = False
+    # Takes back what was begun: no guard, no freeze and no limit stops that.
+    undo: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -58,6 +62,21 @@ class Action(ABC):
     def risky(self) -> bool:
         """True if it takes something away that still serves: then a spent error budget asks a person first."""
 
+    @property
+    def kind(self) -> str:
+        """What a policy's `owners` must name: the kind of the owner, or of what nothing owns."""
+        return self.owner.ref.kind if self.owner is not None else self.target.kind
+
+    @property
+    def episode(self) -> str:
+        """What tells this fault from an earlier one of the same object; "" if an object has one fault at most."""
+        return ""
+
+    @property
+    def lease(self) -> str:
+        """The name of the Lease that is held from the first step to the last, so that nobody else acts; "" for none."""
+        return ""
+
     @abstractmethod
     def annotations(self) -> tuple[tuple[str, Mapping[str, str]], ...]:
         """The annotations that may opt out, each with the name of its object."""
@@ -80,13 +99,21 @@ class Action(ABC):
         return hashlib.sha256(json.dumps(self.plan(), sort_keys=True).encode()).hexdigest()[:16]
 
     @abstractmethod
-    async def apply(self, writer: Writer, reader: Reader) -> None:
-        """Do it. Raises ConflictError if the target is not as it was read, GoneError, BlockedError."""
+    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:
+        """Do it, and tell how it went if there is more to say than that it is done.
+
+        `mark` names the record, to be left on an object that is changed and may have to be changed back. Raises
+        ConflictError if the target is not as it was read, GoneError, BlockedError.
+        """
 
     @staticmethod
-    @abstractmethod
-    async def done(target: Ref, reader: Reader) -> bool:
-        """Tell whether it has been done already, by whomever: asked after a crash, before anything is done again."""
+    async def done(target: Ref, prior: Mapping[str, str], reader: Reader) -> bool:  # noqa: ARG004 - for those that ask
+        """Tell whether it has been done already, by whomever: asked after a crash, before anything is done again.
+
+        `prior` is what the action said of the state before it. A step is not asked: the next one follows from the
+        cluster.
+        """
+        return False
 
 
 _PRECONDITIONS = Check(
@@ -154,7 +181,7 @@ class EvictPod(Action):
         """The pod's labels."""
         return self.pod.labels
 
-    async def apply(self, writer: Writer, reader: Reader) -> None:
+    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing to undo
         """Evict the pod that was read, and no other and no later one.
 
         Looked at once more, for the API server's own preconditions are not enough: for a pod that is not ready, under
@@ -175,7 +202,7 @@ class EvictPod(Action):
             await writer.create(path, body)
         except ThrottledError as error:
             # An eviction with a wrong UID is answered 429 for a pod that is not ready: look who is there.
-            if await self.done(self.target, reader):
+            if await self.done(self.target, {}, reader):
                 raise GoneError(f"{self.target} went away by itself", 404) from error
             raise BlockedError(f"a PodDisruptionBudget does not allow it now: {error}", "DisruptionBudget") from error
         except ApiError as error:
@@ -185,6 +212,7 @@ class EvictPod(Action):
                     "SeveralBudgets",
                 ) from error
             raise
+        return ""
 
     async def _same(self, reader: Reader) -> None:
         pod = await reader.pod(self.target.namespace, self.target.name)
@@ -194,7 +222,7 @@ class EvictPod(Action):
             raise ConflictError(f"{self.target} has changed since it was looked at", 409)
 
     @staticmethod
-    async def done(target: Ref, reader: Reader) -> bool:
+    async def done(target: Ref, prior: Mapping[str, str], reader: Reader) -> bool:  # noqa: ARG004 - the UID says it all
         """An evicted pod is gone, replaced under its name, or on its way out."""
         pod = await reader.pod(target.namespace, target.name)
         return pod is None or pod.ref.uid != target.uid or pod.terminating

@@ -7,6 +7,7 @@ is started for one event (docs/adr/0002).
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import math
 import ssl
@@ -30,8 +31,9 @@ from kreflex.errors import (
     ThrottledError,
     UnavailableError,
 )
+from kreflex.nodes import Node, node_view
 from kreflex.rule import Rule
-from kreflex.views import JSON, Pod, Ref, Workload, pod_view, workload_view
+from kreflex.views import JSON, Pod, Ref, Workload, moment, pod_view, workload_view
 
 T = TypeVar("T")
 
@@ -177,6 +179,14 @@ def _refusal(method: str, path: str, status: int, content: bytes) -> ApiError | 
     return kind(text, status, reason, causes)
 
 
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _failed(reading: asyncio.Task[Any]) -> bool:
     return reading.done() and (reading.cancelled() or reading.exception() is not None)
 
@@ -264,6 +274,42 @@ class Reader:
         for path in paths:
             async for body in self.list(path, **query):
                 yield pod_view(body)
+
+    async def node(self, name: str) -> Node | None:
+        """Read a node by its name, or by an address of it: always afresh."""
+        body = await self.get(f"/api/v1/nodes/{name}")
+        if body is not None:
+            return node_view(body)
+        return None if not _is_address(name) else await self._node_at(name)
+
+    async def _node_at(self, address: str) -> Node | None:
+        async for node in self.nodes():
+            if address in node.addresses:
+                return node
+        return None
+
+    async def nodes(self, **query: str) -> AsyncIterator[Node]:
+        """Read all nodes."""
+        async for body in self.list("/api/v1/nodes", **query):
+            yield node_view(body)
+
+    async def fleet(self) -> tuple[Node, ...]:
+        """Read all nodes, once for all the signals of a burst: the answer may be up to a second old."""
+
+        async def read() -> tuple[Node, ...]:
+            return tuple([node async for node in self.nodes()])
+
+        return await self.share("nodes", read)
+
+    async def pods_on(self, node: str) -> AsyncIterator[Pod]:
+        """Read the pods of a node, of all namespaces."""
+        async for body in self.list("/api/v1/pods", fieldSelector=f"spec.nodeName={node}"):
+            yield pod_view(body)
+
+    async def heard(self, node: str) -> datetime | None:
+        """Tell when a node's kubelet has last renewed its Lease; None if it has none."""
+        lease = await self.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}")
+        return moment((lease.get("spec") or {}).get("renewTime")) if lease else None
 
     async def workload(self, ref: Ref) -> Workload | None:
         """Read what a reference names; None if it is gone, was replaced, or is of a kind that we don't know."""

@@ -19,10 +19,14 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """It is too early to tell; look again at `until`."""
+    """It is too early to tell; look again at `until`.
+
+    `episode` tells this fault from an earlier one of the same object; see `Action.episode`.
+    """
 
     because: str
     until: datetime
+    episode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Refuse:
     because: str
     cause: str
     again: timedelta = timedelta(hours=1)
+    episode: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _protected(case: Case) -> str | None:
 
 
 def _foreign_owner(case: Case) -> str | None:
-    kind = case.action.owner.ref.kind if case.action.owner else case.action.target.kind
+    kind = case.action.kind
     if case.policy.allows_owner(kind):
         return None
     what = f"it belongs to a {kind}" if case.action.owner else "nothing owns it, so nothing would bring it back"

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError, WithJsonSchema, model_validator
 
 from kreflex.cluster import Reader
 from kreflex.durations import PATTERN, Duration, parse_duration
 from kreflex.errors import ApiError, UnavailableError
+from kreflex.parts import Part, Share
 from kreflex.rule import Rule
+from kreflex.upkeep import Upkeep
 from kreflex.views import JSON
 
 GROUP = "kreflex.dev"
@@ -33,7 +34,6 @@ Mode = Literal["DryRun", "Approve", "Auto"]
 # More than a cluster has pods.
 _MANY = 1_000_000
 _MODES: tuple[Mode, ...] = ("DryRun", "Approve", "Auto")
-Share = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=r"^[0-9]+%$")]
 
 
 def _at_most(hours: int) -> WithJsonSchema:
@@ -45,15 +45,6 @@ def _at_most(hours: int) -> WithJsonSchema:
 # The ledger remembers for as long as the longest of these, for all namespaces: nobody may make it remember for years.
 Day = Annotated[Duration, Field(le=timedelta(hours=24)), _at_most(24)]
 Week = Annotated[Duration, Field(le=timedelta(hours=168)), _at_most(168)]
-
-
-class Part(BaseModel):
-    """A part of a custom resource: camelCase outside, frozen inside."""
-
-    # Its validator is built when it is needed first: most processes are started for an event that needs few of them.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
-    )
 
 
 class Expression(Part):
@@ -157,6 +148,10 @@ class PolicySpec(Part):
         description="Kinds of topmost owners whose pods may be touched: DaemonSet, Job, CronJob, Pod only if named.",
     )
     limits: Limits = Limits()
+    pause_requests: tuple[str, ...] = Field(
+        (), description="While anybody asks for a pause here, in words, nothing new begins; what has begun goes on."
+    )
+    nodes: Upkeep | None = Field(None, description="When nodes are ill, and what is done then. Cluster policies only.")
     proof: Duration = Field(parse_duration("10m"), description="How long the owner must be healthy to count as healed.")
     prove_within: Duration = Field(
         parse_duration("20m"), description="No proof after this long is the verdict Unknown, which is not healed."
@@ -227,6 +222,14 @@ class Effective:
     def specs(self) -> tuple[tuple[Policy, PolicySpec], ...]:
         """Every policy that can be used, with its spec."""
         return tuple((policy, policy.spec) for policy in self.policies if policy.spec is not None)
+
+    @property
+    def upkeep(self) -> Upkeep | str:
+        """What holds for a node: what one policy says of nodes, or the defaults; or why nobody can tell."""
+        said = {policy.key: spec.nodes for policy, spec in self.specs if spec.nodes is not None}
+        if len(said) > 1:
+            return f"policies {' and '.join(sorted(said))} say when this node is ill: leave one"
+        return next(iter(said.values()), Upkeep())
 
     def allows_owner(self, kind: str) -> bool:
         """Tell whether each policy names this kind of owner."""

@@ -13,7 +13,8 @@ from pydantic import ConfigDict, Field, PlainSerializer, ValidationError, WithJs
 from kreflex.cluster import Reader, Writer
 from kreflex.durations import Duration
 from kreflex.errors import ConflictError, GoneError, UnavailableError
-from kreflex.policy import GROUP, VERSION, Part
+from kreflex.parts import Part
+from kreflex.policy import GROUP, VERSION
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON, Ref
 
@@ -23,6 +24,7 @@ VerdictName = Literal["Recovered", "Ineffective", "Unknown"]
 
 API = f"{GROUP}/{VERSION}"
 HISTORY = 20
+TARGET = f"{GROUP}/target"
 _NAME = 200
 _KNOWN = 10_000
 
@@ -154,6 +156,25 @@ class Step(Part):
     reason: str = ""
 
 
+class Taken(Part):
+    """A step of a long remediation that has been taken: once, or again and again."""
+
+    action: str
+    first: Time
+    last: Time
+    count: int = Field(1, ge=1)
+    note: str = Field("", max_length=300, description="How it went the last time.")
+
+
+class Answer(Part):
+    """What the automation of a provider has answered to a request."""
+
+    outcome: Literal["Accepted", "Done", "Failed"]
+    powered_off: bool = Field(default=False, description="The machine is off, for certain: its disks may be taken.")
+    message: str = Field("", max_length=1000)
+    at: Time
+
+
 class RemediationStatus(Part):
     """How far the remediation is. Written by functions only, through the status subresource."""
 
@@ -180,6 +201,9 @@ class RemediationStatus(Part):
     acted_at: Time | None = None
     applied_at: Time | None = None
     settled_at: Time | None = None
+    begun_at: Time | None = Field(None, description="When the first step of a long remediation was admitted.")
+    steps: tuple[Taken, ...] = Field((), max_length=20, description="The steps that were taken, in this order.")
+    answer: Answer | None = None
     history: tuple[Step, ...] = Field((), max_length=HISTORY)
 
 
@@ -205,6 +229,17 @@ class Record:
         return owner.key if owner else f"{target.namespace}/{target.kind}/{target.name}"
 
     @property
+    def one_key(self) -> str:
+        """What gets no second action while a verdict is open: an owner, or a node, for a pool may have several."""
+        target = self.spec.target
+        return f"/{target.kind}/{target.name}" if target.kind == "Node" else self.owner_key
+
+    @property
+    def begun(self) -> bool:
+        """True between the first step of a long remediation and its last, whoever is at work on it."""
+        return self.status.phase == "Acting" and self.status.begun_at is not None
+
+    @property
     def final(self) -> bool:
         """True when nothing can follow: applied and settled, or the target is gone."""
         return self.status.phase == "Done" and (self.status.outcome == "applied" or self.status.guard == "Gone")
@@ -227,6 +262,11 @@ def record_name(function: str, object_name: str, key: str) -> str:
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     readable = re.sub(r"[^a-z0-9.-]", "-", f"{function}-{object_name}".lower())[:_NAME].rstrip("-.")
     return f"{readable}-{digest}"
+
+
+def labels_of(spec: RemediationSpec) -> dict[str, str]:
+    """Give the labels by which a record is found: whose it is, and about which object."""
+    return {f"{GROUP}/function": spec.function, TARGET: spec.target.uid[:63]}
 
 
 def read_record(body: JSON) -> Record:
@@ -263,7 +303,7 @@ class Records:
         body: JSON = {
             "apiVersion": API,
             "kind": "Remediation",
-            "metadata": {"name": name, "namespace": namespace, "labels": {f"{GROUP}/function": spec.function}},
+            "metadata": {"name": name, "namespace": namespace, "labels": labels_of(spec)},
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
         try:
@@ -282,12 +322,16 @@ class Records:
     async def get(self, namespace: str, name: str) -> Record | None:
         """Read one record."""
         body = await self._reader.get(_path(namespace, name))
-        try:
-            return None if body is None else read_record(body)
-        except ValidationError as error:
-            raise UnavailableError(
-                f"Remediation {namespace}/{name} can't be read; mend or delete it: {error}"
-            ) from error
+        return None if body is None else _readable(body, f"{namespace}/{name}")
+
+    async def unfinished(self, function: str, target: str, namespace: str) -> Record | None:
+        """Find a record of an object that has begun and not ended, whatever its fault is called now."""
+        chosen = f"{GROUP}/function={function},{TARGET}={target[:63]}"
+        async for body in self._reader.list(_path(namespace), labelSelector=chosen):
+            record = _readable(body, f"{namespace}/{body['metadata']['name']}")
+            if record.status.phase in {"Acting", "Applied"}:
+                return record
+        return None
 
     async def change(self, record: Record, now: datetime, **changes: Any) -> Record:
         """Change the status of a record as it was read, and add the step to its history.
@@ -312,10 +356,19 @@ async def delete_record(writer: Writer, record: Record) -> None:
     await writer.delete(_path(record.namespace, record.name), {"preconditions": preconditions})
 
 
+def _readable(body: JSON, name: str) -> Record:
+    try:
+        return read_record(body)
+    except ValidationError as error:
+        raise UnavailableError(f"Remediation {name} can't be read; mend or delete it: {error}") from error
+
+
 def _lists(status: RemediationStatus) -> JSON:
     # Inside what is replaced as a whole, nulls would stay.
     return {
         "history": [step.model_dump(mode="json", by_alias=True, exclude_none=True) for step in status.history],
+        "steps": [step.model_dump(mode="json", by_alias=True) for step in status.steps],
+        "answer": status.answer.model_dump(mode="json", by_alias=True) if status.answer else None,
         "intent": status.intent.model_dump(mode="json", by_alias=True) if status.intent else None,
     }
 

@@ -14,7 +14,8 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from weakref import WeakValueDictionary
 
 from kreflex import trace
@@ -70,9 +71,15 @@ class Reflex(Generic[S]):
 
     name: str
     find: Callable[[World, S], AsyncIterator[Signal]]
-    decide: Callable[[Signal, World, S], Awaitable[Any]]
+    decide: Callable[[Any, World, S], Awaitable[Any]]
     recovered: Callable[[Treatment, World, S], Awaitable[Verdict | Defer]]
     settings: S
+
+    @cached_property
+    def heeds(self) -> tuple[type, ...]:
+        """The kinds of signals that it is for, by the signature of `decide`."""
+        annotated = get_type_hints(self.decide)["signal"]
+        return get_args(annotated) or (annotated,)
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,7 @@ class Arc(Generic[S]):
         if record.status.deadline and self.world.now() < record.status.deadline:
             raise BusyError(f"{record.status.holder} is at work on {record} until {record.status.deadline:%H:%M:%S}")
         intent = record.status.intent
-        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, self.reader):
+        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, intent.prior, self.reader):
             # By the attempt that was cut off, or by somebody else in the meantime: nobody can tell any more.
             return await self._applied(record, f"{intent.because} (found done when the attempt was taken over)")
         return await self._consider(record, await self._decide(signal_of(record)))
@@ -338,7 +345,7 @@ class Arc(Generic[S]):
         if error.status < 500:
             return await self._refuse(_undone(record, case), refusal)
         # Whether it was done is not known, and it may yet happen: the intent stays, so that whoever comes next asks.
-        if await case.action.done(record.spec.target.ref, self.reader):
+        if await case.action.done(record.spec.target.ref, case.action.prior(), self.reader):
             return await self._applied(record, case.action.because)
         return await self._refuse(record, refusal)
 
@@ -464,7 +471,7 @@ class Arc(Generic[S]):
     async def _close(self, record: Record, because: str, *, gone: bool = False) -> Result:
         """Close a record without an action: the fault is over, or its object is gone."""
         intent = record.status.intent
-        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, self.reader):
+        if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, intent.prior, self.reader):
             # An attempt that was cut off may have done it after all.
             return await self._applied(record, intent.because)
         now = self.world.now()

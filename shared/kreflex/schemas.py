@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from kreflex.policy import GROUP, VERSION, Part, PolicySpec
+from kreflex.parts import Part
+from kreflex.policy import GROUP, VERSION, PolicySpec
 from kreflex.records import RemediationSpec, RemediationStatus
 from kreflex.views import JSON
 

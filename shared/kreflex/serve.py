@@ -74,7 +74,7 @@ class Service:
 
 def serve(
     find: Callable[[World, S], AsyncIterator[Signal]],
-    decide: Callable[[Signal, World, S], Awaitable[Any]],
+    decide: Callable[[Any, World, S], Awaitable[Any]],
     recovered: Callable[[Treatment, World, S], Awaitable[Verdict | Defer]],
 ) -> Main:
     """Make a function's `main` from its three questions; raises SettingsError with every faulty variable.

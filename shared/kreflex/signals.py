@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeGuard
+from datetime import datetime
+from typing import ClassVar, Literal, TypeGuard
 
 from kreflex.cluster import OWNERS
+from kreflex.nodes import Node
+from kreflex.records import Answer, Taken
 from kreflex.rule import Rule
 from kreflex.trace import Trace
 from kreflex.views import Pod
@@ -40,6 +43,8 @@ class PodSignal:
     source: str = ""
     delivery: str = ""
     trace: Trace | None = field(default=None, repr=False)
+    # A pod has one fault at most, so its UID names it.
+    episode: ClassVar[str] = ""
 
     # What is read to decide and to prove; and what to find such a signal without an event, as the waker does.
     rbac: ClassVar[tuple[Rule, ...]] = (Rule("", "pods", "get"), Rule("", "pods", "list"), *OWNERS)
@@ -54,7 +59,59 @@ class PodSignal:
         return f"pod {self.namespace}/{self.name}"
 
 
-Signal = PodSignal
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A long remediation that has begun: the name of its record, and what was done so far."""
+
+    record: str
+    begun_at: datetime
+    steps: tuple[Taken, ...] = ()
+    answer: Answer | None = None
+
+    def took(self, action: str) -> Taken | None:
+        """Tell of one kind of step, if it was taken."""
+        return next((step for step in self.steps if step.action == action), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSignal:
+    """Somebody says that a node is ill.
+
+    `name` may be one of its addresses: that is all that an exporter on the node knows. `uid` is "" where the sender
+    does not know it; `seen` is the node as the event carried it. `episode` is what `find` calls the fault, and `course`
+    is there once its remediation has begun.
+    """
+
+    name: str
+    uid: str = ""
+    summary: str = ""
+    seen: Node | None = field(default=None, repr=False)
+    source: str = ""
+    delivery: str = ""
+    trace: Trace | None = field(default=None, repr=False)
+    episode: str = ""
+    course: Course | None = None
+
+    rbac: ClassVar[tuple[Rule, ...]] = (
+        Rule("", "nodes", "get", "cluster"),
+        Rule("", "nodes", "list", "cluster"),
+        Rule("", "pods", "list", "cluster"),
+        Rule("coordination.k8s.io", "leases", "get", "cluster"),
+    )
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = (Rule("", "nodes", "list", "cluster"),)
+    # A node is in no namespace; nothing that belongs to one is about it.
+    namespace: ClassVar[str] = ""
+
+    @property
+    def recorded(self) -> bool:
+        """True when a record of the fault is there, and is looked at again."""
+        return self.source == RECORD
+
+    def __str__(self) -> str:
+        return f"node {self.name}"
+
+
+Signal = PodSignal | NodeSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +140,21 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The automation of a provider answers what a remediation has asked of it."""
+
+    namespace: str
+    record: str
+    outcome: Literal["Accepted", "Done", "Failed"]
+    powered_off: bool = False
+    message: str = ""
+    trace: Trace | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"answer to {self.namespace}/{self.record}"
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """What one request asks for: signals, due records, verdicts, and what was understood but is for no function.
 
@@ -93,6 +165,7 @@ class Delivery:
     signals: tuple[Signal, ...] = ()
     due: tuple[Due, ...] = ()
     resolved: tuple[Resolved, ...] = ()
+    answered: tuple[Answered, ...] = ()
     ignored: tuple[str, ...] = ()
     wants_event: bool = False
     tick: bool = False

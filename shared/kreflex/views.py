@@ -72,6 +72,9 @@ class Pod:
     unready_since: datetime | None
     restart_policy: str
     containers: tuple[Container, ...]
+    node: str = ""
+    grace_seconds: int = 30
+    empty_dir: bool = False
 
     @property
     def mirror(self) -> bool:
@@ -97,10 +100,11 @@ class Workload:
 
 def moment(text: str | None) -> datetime | None:
     """Read an API timestamp, with or without fractions of a second."""
-    return _time(text) if text else None
+    return time_of(text) if text else None
 
 
-def _time(text: str) -> datetime:
+def time_of(text: str) -> datetime:
+    """Read an API timestamp that has to be there; raises ValueError for one without a time zone."""
     read = datetime.fromisoformat(text)
     if read.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
@@ -121,13 +125,16 @@ def pod_view(body: Mapping[str, Any]) -> Pod:
         annotations=dict(meta.get("annotations") or {}),
         controller=controller_of(meta),
         phase=str(status.get("phase", "")),
-        created=_time(meta["creationTimestamp"]),
+        created=time_of(meta["creationTimestamp"]),
         terminating="deletionTimestamp" in meta,
         ready=ready.get("status") == "True",
         ready_since=moment(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         unready_since=moment(ready.get("lastTransitionTime")) if ready.get("status") == "False" else None,
         restart_policy=spec.get("restartPolicy", "Always"),
         containers=_containers(spec, status),
+        node=str(spec.get("nodeName", "")),
+        grace_seconds=int(spec.get("terminationGracePeriodSeconds", 30)),
+        empty_dir=any("emptyDir" in volume for volume in spec.get("volumes") or ()),
     )
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kreflex.cluster import Reader
+from kreflex.nodes import Node
+from kreflex.policy import load_policies
 from kreflex.prom import Metrics
-from kreflex.records import Owner
+from kreflex.records import Answer, Owner
+from kreflex.upkeep import Upkeep
 from kreflex.views import Ref
 
 
@@ -17,6 +20,12 @@ class World:
 
     cluster: Reader
     metrics: Metrics
+    function: str = ""
+
+    async def upkeep(self, node: Node) -> Upkeep | str:
+        """Tell what the policies say of a node; in words, if they contradict each other or can't be read."""
+        effective = (await load_policies(self.cluster)).for_object(self.function, "", node.labels)
+        return effective.broken or effective.upkeep
 
     def now(self) -> datetime:
         """Tell the API server's time."""
@@ -31,3 +40,5 @@ class Treatment:
     owner: Owner | None
     acted_at: datetime
     proof: timedelta
+    episode: str = ""
+    answer: Answer | None = None

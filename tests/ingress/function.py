@@ -14,7 +14,7 @@ from kreflex.readiness import Readiness
 from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES, Service, _handle, answer
 from kreflex.settings import CoreSettings
-from kreflex.signals import Delivery, Due, PodSignal, Resolved
+from kreflex.signals import Delivery, Due, Resolved, Signal
 from kreflex.views import JSON
 from tests.ingress.surroundings import API
 
@@ -23,7 +23,7 @@ assert killer.main is not None
 GATE = Gate(CallerSettings(callers="network"), API)
 
 
-def told(said: PodSignal | Due | Resolved) -> JSON:
+def told(said: Signal | Due | Resolved) -> JSON:
     """What was said, with its own trace if it has one."""
     fields = {name: value for name, value in asdict(said).items() if name != "trace"}
     return {**fields, "trace": said.trace.traceparent} if said.trace else fields

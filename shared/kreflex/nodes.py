@@ -1,0 +1,137 @@
+"""Small frozen views of nodes, their pools and zones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from kreflex.views import Ref, moment, time_of
+
+ZONE = "topology.kubernetes.io/zone"
+_CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
+# Where the providers write the pool that a node belongs to.
+KARPENTER_POOL = "karpenter.sh/nodepool"
+POOL_LABELS = (
+    KARPENTER_POOL,
+    "eks.amazonaws.com/nodegroup",
+    "alpha.eksctl.io/nodegroup-name",
+    "cloud.google.com/gke-nodepool",
+    "kubernetes.azure.com/agentpool",
+    "agentpool",
+    "doks.digitalocean.com/node-pool",
+    "node.openshift.io/machine-pool",
+)
+# Cluster API names the owner of a node's Machine on the node
+# (https://github.com/kubernetes-sigs/cluster-api, api/core/v1beta2/common_types.go).
+MACHINE_OWNER_KIND, MACHINE_OWNER = "cluster.x-k8s.io/owner-kind", "cluster.x-k8s.io/owner-name"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCondition:
+    """What a node, or a watcher of it, says about one thing, and since when."""
+
+    type: str
+    status: str
+    since: datetime | None
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Nodes that are made alike; `source` says by which label or annotation they are known, "" for the rest."""
+
+    name: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"pool {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as it was read; `resource_version` says when."""
+
+    ref: Ref
+    resource_version: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    created: datetime
+    terminating: bool
+    unschedulable: bool
+    taints: tuple[Taint, ...]
+    provider_id: str
+    addresses: tuple[str, ...]
+    conditions: tuple[NodeCondition, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.ref.name
+
+    @property
+    def ready(self) -> bool:
+        """True if its kubelet says so, and was heard in time."""
+        return any(c.type == "Ready" and c.status == "True" for c in self.conditions)
+
+    @property
+    def control_plane(self) -> bool:
+        """True for a node that runs the control plane."""
+        return any(label in self.labels for label in _CONTROL_PLANE)
+
+    @property
+    def zone(self) -> str:
+        """Its zone, or ""."""
+        return self.labels.get(ZONE, "")
+
+    def condition(self, kind: str) -> NodeCondition | None:
+        """Tell what is said about one thing."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def pool(self, label: str = "") -> Pool:
+        """Tell its pool: by this label if it has it, by its provider's, its role, or all others together."""
+        for known in (label, *POOL_LABELS) if label else POOL_LABELS:
+            if known in self.labels:
+                return Pool(self.labels[known], known)
+        if MACHINE_OWNER in self.annotations:
+            return Pool(self.annotations[MACHINE_OWNER], MACHINE_OWNER)
+        return Pool("control-plane" if self.control_plane else "workers", "")
+
+
+def node_view(body: Mapping[str, Any]) -> Node:
+    """View a node; raises KeyError, ValueError, TypeError or AttributeError for a body that is no node."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    return Node(
+        ref=Ref("v1", "Node", "", meta["name"], meta["uid"]),
+        resource_version=meta["resourceVersion"],
+        labels=dict(meta.get("labels") or {}),
+        annotations=dict(meta.get("annotations") or {}),
+        created=time_of(meta["creationTimestamp"]),
+        terminating="deletionTimestamp" in meta,
+        unschedulable=bool(spec.get("unschedulable")),
+        taints=tuple(Taint(str(t["key"]), str(t.get("value", "")), str(t["effect"])) for t in spec.get("taints") or ()),
+        provider_id=str(spec.get("providerID", "")),
+        addresses=tuple(str(a["address"]) for a in status.get("addresses") or ()),
+        conditions=tuple(_condition(c) for c in status.get("conditions") or ()),
+    )
+
+
+def _condition(body: Mapping[str, Any]) -> NodeCondition:
+    return NodeCondition(
+        type=str(body["type"]),
+        status=str(body["status"]),
+        since=moment(body.get("lastTransitionTime")),
+        reason=str(body.get("reason", "")),
+        message=str(body.get("message", "")),
+    )
