@@ -11,6 +11,7 @@ from kreflex.clock import ServerClock
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.errors import ConflictError, GoneError, UnavailableError
 from kreflex.ledger import NAME as LEDGER
+from kreflex.nodes import KARPENTER_POOL, ZONE, Node, node_view
 from kreflex.policy import Policy, read_policy
 from kreflex.prom import Metrics
 from kreflex.records import Record, read_record
@@ -130,6 +131,56 @@ def a_workload(
 
 def the_workload(**about: Any) -> Workload:
     return workload_view(a_workload(**about))
+
+
+def says(kind: str, status: str, ago: timedelta | None = HOUR, reason: str = "") -> JSON:
+    """A condition of a node, and how long ago it became so."""
+    since = {} if ago is None else {"lastTransitionTime": stamp(NOW - ago)}
+    return {"type": kind, "status": status, **since, **({"reason": reason} if reason else {})}
+
+
+def a_node(
+    name: str = "blue-1",
+    *conditions: JSON,
+    pool: str = "blue",
+    zone: str = "zone-a",
+    age: timedelta = 24 * HOUR,
+    control_plane: bool = False,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    taints: Iterable[JSON] = (),
+    provider_id: str = "",
+    unschedulable: bool = False,
+    terminating: bool = False,
+    uid: str = "",
+) -> JSON:
+    """A node of Karpenter's pool blue that has been Ready for an hour, unless told otherwise."""
+    belongs = {KARPENTER_POOL: pool} if pool else {}
+    place = {ZONE: zone} if zone else {}
+    role = {"node-role.kubernetes.io/control-plane": ""} if control_plane else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "uid": uid or f"uid-{name}",
+            "resourceVersion": "7",
+            "creationTimestamp": stamp(NOW - age),
+            "labels": {**belongs, **place, **role, **(labels or {})},
+            "annotations": annotations or {},
+            **({"deletionTimestamp": stamp(NOW)} if terminating else {}),
+        },
+        "spec": {
+            "taints": list(taints),
+            **({"providerID": provider_id} if provider_id else {}),
+            **({"unschedulable": True} if unschedulable else {}),
+        },
+        "status": {"conditions": list(conditions) or [says("Ready", "True")]},
+    }
+
+
+def the_node(name: str = "blue-1", *conditions: JSON, **about: Any) -> Node:
+    return node_view(a_node(name, *conditions, **about))
 
 
 def a_policy(name: str = "all", namespace: str = "", generation: int = 1, **spec: Any) -> Policy:
