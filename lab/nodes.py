@@ -59,7 +59,7 @@ class Pool:
 
 
 def grace_seconds(count: int) -> int:
-    """How long the control plane of so many nodes waits for a sign of life, since their leases are renewed less often."""
+    """How long a control plane of so many nodes waits for a sign of life: leases of many are renewed less often."""
     return max(20, math.ceil(count / _NODES_A_LEASE_SECOND * 1.5))
 
 
@@ -263,7 +263,7 @@ async def _taint(api: Api, name: str, *, present: bool) -> None:
 
     async def settled() -> bool:
         try:
-            await _taint_once(api, name, present)
+            await _taint_once(api, name, present=present)
         except Refused as refusal:
             if refusal.status != 409:
                 raise
@@ -273,7 +273,7 @@ async def _taint(api: Api, name: str, *, present: bool) -> None:
     await eventually(settled, f"the taint of {name}")
 
 
-async def _taint_once(api: Api, name: str, present: bool) -> None:
+async def _taint_once(api: Api, name: str, *, present: bool) -> None:
     body = await api.get(_path(name))
     before = body["spec"].get("taints", [])
     after = [taint for taint in before if taint["key"] != SHUTDOWN]

@@ -40,6 +40,8 @@ class Plan:
     audit_reads: bool = False
     detached: bool = True
     tick_seconds: float = 2.0
+    node_grace_seconds: int = 0
+    """After how long a silent node is Unknown; 0: as befits the number of nodes."""
     function_settings: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of all functions."""
 
@@ -59,7 +61,7 @@ class Lab:
     def __init__(self, home: Home, plan: Plan, tell: Callable[[str], None]) -> None:
         self.home = home
         self.plan = plan
-        grace = 60 if plan.nodes > nodes.MANY else Options.node_grace_seconds
+        grace = plan.node_grace_seconds or nodes.grace_seconds(plan.nodes)
         options = Options(audit_reads=plan.audit_reads, detached=plan.detached, node_grace_seconds=grace)
         self.plane = ControlPlane(home, options)
         self.endpoints: dict[str, str] = {}

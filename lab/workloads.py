@@ -1,4 +1,4 @@
-"""Pods and Deployments for the lab, and the annotations that break them."""
+"""What runs in the lab (pods, their controllers, their budgets), and the annotations that break it."""
 
 from typing import Any
 
@@ -40,6 +40,54 @@ def deployment(
             "template": {"metadata": {"labels": labels, "annotations": annotations or {}}, "spec": spec or pod_spec()},
         },
     }
+
+
+def stateful_set(name: str, replicas: int = 1, spec: Manifest | None = None) -> Manifest:
+    """A StatefulSet: its pods have names that no second pod may bear."""
+    body = deployment(name, replicas, spec=spec)
+    return {**body, "kind": "StatefulSet", "spec": {**body["spec"], "serviceName": name}}
+
+
+def daemon_set(name: str, spec: Manifest | None = None) -> Manifest:
+    """A DaemonSet: one pod on each node, whatever is wrong with the node."""
+    body = deployment(name, spec={**(spec or pod_spec()), "tolerations": [{"operator": "Exists"}]})
+    del body["spec"]["replicas"]
+    return {**body, "kind": "DaemonSet"}
+
+
+def static_pod(name: str, node: Manifest) -> Manifest:
+    """The mirror of a static pod: what a node's kubelet runs from a file, and shows to the API server."""
+    about = node["metadata"]
+    body = pod(f"{name}-{about['name']}", {"kubernetes.io/config.mirror": name, "kubernetes.io/config.source": "file"})
+    owner = {"apiVersion": "v1", "kind": "Node", "name": about["name"], "uid": about["uid"], "controller": True}
+    body["metadata"]["ownerReferences"] = [owner]
+    body["spec"] |= {"nodeName": about["name"], "tolerations": [{"operator": "Exists", "effect": "NoExecute"}]}
+    return body
+
+
+def budget(name: str, **limit: int | str) -> Manifest:
+    """A PodDisruptionBudget of the app of this name: `minAvailable=2`, or `maxUnavailable="25%"`."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": {"app": name}}, **limit},
+    }
+
+
+def scratch(spec: Manifest | None = None) -> Manifest:
+    """The same pods with an emptyDir, whose content is lost with the pod."""
+    return {**(spec or pod_spec()), "volumes": [{"name": "scratch", "emptyDir": {}}]}
+
+
+def on(node: str, spec: Manifest | None = None) -> Manifest:
+    """The same pods, put on a node without the scheduler."""
+    return {**(spec or pod_spec()), "nodeName": node}
+
+
+def lasting(grace_seconds: int, spec: Manifest | None = None) -> Manifest:
+    """The same pods with another grace period than 30 seconds; see `termination-seconds` for how long they take of it."""
+    return {**(spec or pod_spec()), "terminationGracePeriodSeconds": grace_seconds}
 
 
 def _container(name: str) -> Manifest:
