@@ -93,6 +93,9 @@ class Upkeep(Part):
     conditions: tuple[IllWhen, ...] = Field(
         READY, min_length=1, description="Any of these; the earliest deadline wins."
     )
+    startup: Duration = Field(
+        parse_duration("10m"), description="How long a new node may take to be Ready; until then it is not ill."
+    )
     pool_label: str = Field("", description="A label whose value names a node's pool, before those that are known.")
     min_healthy: Share | None = Field(
         None, description="Healthy nodes of a pool that must be there; percent rounds up."
