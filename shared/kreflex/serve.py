@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -38,7 +38,7 @@ from kreflex.readiness import LIFETIME, Readiness
 from kreflex.records import Record
 from kreflex.reflex import Arc, Reflex, Result, handle_all
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Delivery, Due, Resolved, Signal
+from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Resolved, Signal
 from kreflex.views import JSON
 from kreflex.waking import Waker
 from kreflex.world import Treatment, World
@@ -245,6 +245,7 @@ def _refusal(status: int, error: KreflexError) -> Response:
 
 
 async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
+    delivery = _heeded(arc.reflex, delivery)
     if delivery.ignored:
         log.info("request.ignored", count=len(delivery.ignored), why=list(delivery.ignored[:5]), **delivery.about)
     asked: tuple[Signal | Due | Resolved, ...] = (*delivery.signals, *delivery.due, *delivery.resolved)
@@ -260,6 +261,23 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
         status = 503 if all(isinstance(error, UnavailableError) for error in errors) else 500
         return problem(status, KreflexError("; ".join(str(error) for error in errors[:5])))
     return _event(arc.reflex.name, results) if delivery.wants_event else _summary(delivery, results)
+
+
+def _heeded(reflex: Reflex[Any], delivery: Delivery) -> Delivery:
+    """Leave out what the function is not for: an alert may name a pod and its node, and both stand in the delivery."""
+    heeds = reflex.heeds
+    strange: list[Signal | Resolved | Answered] = [one for one in delivery.signals if not isinstance(one, heeds)]
+    strange += delivery.resolved if PodSignal not in heeds else ()
+    strange += delivery.answered if NodeSignal not in heeds else ()
+    if not strange:
+        return delivery
+    return replace(
+        delivery,
+        signals=tuple(one for one in delivery.signals if isinstance(one, heeds)),
+        resolved=delivery.resolved if PodSignal in heeds else (),
+        answered=delivery.answered if NodeSignal in heeds else (),
+        ignored=(*delivery.ignored, *(f"{one} is not for {reflex.name}" for one in strange)),
+    )
 
 
 def _summary(delivery: Delivery, results: Sequence[Result]) -> Response:

@@ -1,20 +1,21 @@
-"""A function for these tests: /echo shows how a request was read, elsewhere the arc of restart-loop-killer answers."""
+"""Functions for these tests: /echo shows how requests are read, /nodes finds all nodes well, the killer answers else."""
 
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.restart_loop_killer import main as killer
-from kreflex import trace
+from kreflex import Settings, Skip, Treatment, Unknown, World, trace
 from kreflex.auth import CallerSettings, Gate
 from kreflex.cluster import Contact
 from kreflex.exchange import answer_json
 from kreflex.readiness import Readiness
-from kreflex.reflex import Arc
+from kreflex.reflex import Arc, Reflex
 from kreflex.serve import REFLEXES, Service, _handle, answer
 from kreflex.settings import CoreSettings
-from kreflex.signals import Delivery, Due, Resolved, Signal
+from kreflex.signals import Answered, Delivery, Due, NodeSignal, Resolved, Signal
 from kreflex.views import JSON
 from tests.ingress.surroundings import API
 
@@ -23,7 +24,23 @@ assert killer.main is not None
 GATE = Gate(CallerSettings(callers="network"), API)
 
 
-def told(said: Signal | Due | Resolved) -> JSON:
+async def find(world: World, settings: Settings) -> AsyncIterator[NodeSignal]:
+    async for body in world.cluster.list("/api/v1/nodes"):
+        yield NodeSignal(body["metadata"]["name"])
+
+
+async def decide(signal: NodeSignal, world: World, settings: Settings) -> Skip:
+    return Skip("the node is well")
+
+
+async def recovered(treatment: Treatment, world: World, settings: Settings) -> Unknown:
+    return Unknown("nothing was done")
+
+
+NODES = Reflex("node-watcher", find, decide, recovered, Settings())
+
+
+def told(said: Signal | Due | Resolved | Answered) -> JSON:
     """What was said, with its own trace if it has one."""
     fields = {name: value for name, value in asdict(said).items() if name != "trace"}
     return {**fields, "trace": said.trace.traceparent} if said.trace else fields
@@ -32,11 +49,12 @@ def told(said: Signal | Due | Resolved) -> JSON:
 async def echo(delivery: Delivery) -> Response:
     signals = [{**told(one), "seen": one.seen is not None} for one in delivery.signals]
     due, resolved = [told(one) for one in delivery.due], [told(one) for one in delivery.resolved]
+    answered = [told(one) for one in delivery.answered]
     rest = {"ignored": delivery.ignored, "wants_event": delivery.wants_event, "tick": delivery.tick}
     place = trace.current()
     assert place is not None
     about = {"about": dict(delivery.about), "trace": place.extensions}
-    return answer_json({"signals": signals, "due": due, "resolved": resolved, **rest, **about})
+    return answer_json({"signals": signals, "due": due, "resolved": resolved, "answered": answered, **rest, **about})
 
 
 async def ready() -> None:
@@ -50,5 +68,6 @@ async def main(request: Request) -> Response:
     if request.url.path == "/echo":
         return await answer(request, Service(GATE, echo, READINESS))
     # A new one for each request: it remembers what it has dealt with, and the next test sends the same again.
-    arc = Arc(REFLEXES["restart-loop-killer"], CoreSettings(), API)
+    reflex = NODES if request.url.path == "/nodes" else REFLEXES["restart-loop-killer"]
+    arc = Arc(reflex, CoreSettings(), API)
     return await answer(request, Service(GATE, lambda delivery: _handle(arc, delivery), READINESS))

@@ -18,22 +18,31 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from kreflex.ingress.cloudevents import DUE, FOUND
+from kreflex.ingress.cloudevents import ANSWERED, DUE, FOUND
 from tests.ingress.conftest import Answer, Caller
 from tests.ingress.recorded import ALL, Recorded
 from tests.ingress.surroundings import API
 from tests.ingress.test_alertmanager import a_webhook, an_alert
-from tests.values import MINUTE, RUNNING, a_pod, a_status, objects
+from tests.ingress.test_nodes import a_node_alert, a_warning
+from tests.values import MINUTE, RUNNING, a_node, a_pod, a_status, objects
 
 ASKED = int(os.environ.get("KREFLEX_FUZZ", "0"))
 NAMED = re.compile(r"(the )?[\w.\-\[\]]+(: | is larger than | holds more than )")
 
 
 def synthetic() -> list[Recorded]:
-    """What no sender of the lab sends by itself: the other two modes, and the waker's two calls."""
+    """What no sender of the lab sends by itself: the other two modes, the waker's calls, and what is about nodes."""
     event = {"specversion": "1.0", "id": "1", "source": "s", "type": "dev.knative.apiserver.resource.update"}
     items = {"items": [{"namespace": "shop", "name": "cart-1", "uid": "uid-cart-1", "summary": "s"}]}
+    node = {"kind": "Node", "name": "blue-1", "uid": "uid-blue-1", "summary": "s", "episode": "Ready/2026-05-01"}
+    answer = {"namespace": "shop", "record": "r-1", "outcome": "Done", "poweredOff": True, "message": "m"}
     bodies: dict[str, Any] = {
+        "node": {**event, "data": a_node()},
+        "node-deleted": {**event, "type": "dev.knative.apiserver.resource.delete", "kind": "Node", "data": a_node()},
+        "node-found": {**event, "type": FOUND, "data": {"items": [node]}},
+        "node-warned": {**event, "data": a_warning()},
+        "node-answered": {**event, "type": ANSWERED, "data": answer},
+        "node-alerts": a_webhook(a_node_alert(node="blue-1"), a_node_alert(instance="[::1]:9100", job="kubelet")),
         "structured": {**event, "datacontenttype": "application/json", "data": a_pod()},
         "base64": {**event, "data_base64": "eyJraW5kIjoiUG9kIn0="},
         "due": {**event, "type": DUE, "data": items},
@@ -41,7 +50,8 @@ def synthetic() -> list[Recorded]:
         "batch": [{**event, "data": a_pod()}, {**event, "type": DUE, "data": items}],
         "webhook": a_webhook(an_alert(), an_alert("resolved"), notification_reason="new alerts added"),
     }
-    kinds = {"batch": "application/cloudevents-batch+json", "webhook": "application/json"}
+    kinds = {"batch": "application/cloudevents-batch+json"}
+    kinds |= dict.fromkeys(["webhook", "node-alerts"], "application/json")
     return [
         Recorded(name, {"content-type": kinds.get(name, "application/cloudevents+json")}, json.dumps(body).encode())
         for name, body in bodies.items()
@@ -86,6 +96,7 @@ TOKENS = [
         "[1,]",
     ),
     *("[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900, "[" * 50_000, '{"a":' * 50_000, '"' + "x" * 70_000 + '"'),
+    *('"Node"', '"Event"', '"[::1]:9100"', '"fe80::1%x"'),
     *('"../../secrets"', '"cart-1?watch=1"', '"' + "a" * 300 + '"', '"2026-05-01T12:00:00"', '"0001-01-01T00:00:00Z"'),
     *(
         '"9999-12-31T23:59:59Z"',
@@ -139,7 +150,14 @@ VALUES = [
         "%ED%A0%80",
         "x" * 70_000,
     ),
-    *("00-" + "0" * 32 + "-" + "0" * 16 + "-00", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "a=1,b=\xff", DUE, FOUND),
+    *(
+        "00-" + "0" * 32 + "-" + "0" * 16 + "-00",
+        "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "a=1,b=\xff",
+        DUE,
+        FOUND,
+        ANSWERED,
+    ),
     *(
         "io.argoproj.events.resource",
         "io.argoproj.events.webhook",
@@ -313,4 +331,4 @@ async def test_a_broken_request_is_refused_and_never_acted_on(
     with capture_logs():
         for picks in everybody:
             sent = broken(picks, base)
-            check(await healthy.post(sent.body, sent.headers), sent)
+            check(await healthy.post(sent.body, sent.headers, "/nodes" if "node" in base.name else "/"), sent)

@@ -14,7 +14,7 @@ from kreflex.views import JSON
 from tests.ingress.conftest import Answer, Caller
 from tests.ingress.surroundings import API
 from tests.ingress.test_alertmanager import SIGNAL, a_webhook, an_alert
-from tests.values import CART, RUNNING, a_pod, a_status
+from tests.values import CART, RUNNING, a_node, a_pod, a_status
 
 SEEN = {
     "namespace": "shop",
@@ -27,7 +27,7 @@ SEEN = {
 }
 DUE = {"namespace": "shop", "record": "r-1"}
 RECORD = {"apiVersion": "kreflex.dev/v1alpha1", "kind": "Remediation", "metadata": {"namespace": "shop", "name": "r-1"}}
-NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}
+DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "cart"}}
 
 
 def a_resource(body: Any = None, verb: Any = "UPDATE") -> JSON:
@@ -96,8 +96,10 @@ async def test_a_calendar_needs_no_payload_where_the_headers_name_it(caller: Cal
     "body",
     [
         a_resource(verb="DELETE"),
-        a_resource(NODE),
-        NODE,
+        a_resource(DEPLOYMENT),
+        DEPLOYMENT,
+        a_resource(a_node()),
+        a_node(),
         a_resource(a_pod(app=[a_status(state=RUNNING)])),
         CALENDAR,
         a_hook(a_webhook()),

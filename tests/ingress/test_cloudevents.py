@@ -76,7 +76,7 @@ async def test_reads_additions_and_updates(caller: Caller, verb: str) -> None:
     ("about", "data"),
     [
         ({"type": "dev.knative.apiserver.resource.delete"}, a_pod()),
-        ({"type": "dev.knative.apiserver.ref.update"}, {"apiVersion": "v1", "kind": "Node", "name": "node-1"}),
+        ({"type": "dev.knative.apiserver.ref.update"}, {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "cart"}),
         ({"type": UPDATE}, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {}}),
         ({"type": "com.example.order"}, {"any": "thing"}),
         ({"type": "dev.knative.sources.ping"}, {}),

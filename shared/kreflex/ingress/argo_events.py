@@ -7,12 +7,13 @@ maps it as a whole, or just the object within. CloudEvent headers come only from
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from kreflex.errors import BadEventError
 from kreflex.ingress import alertmanager
 from kreflex.ingress.bodies import read_json, shown
-from kreflex.ingress.objects import read_object
+from kreflex.ingress.objects import read_deleted, read_object
 from kreflex.signals import Delivery
 from kreflex.views import JSON
 
@@ -52,7 +53,7 @@ def _below(body: JSON, where: str, delivery: str) -> Delivery:
     if "type" not in body:
         return _webhook(inner, f"{where}body", delivery)
     if verb == _DELETED:
-        return Delivery(ignored=("an object that was deleted is for no function here",), about={"sender": SOURCE})
+        return replace(read_deleted(inner, f"{where}body", SOURCE, delivery), about={"sender": SOURCE})
     if verb not in _SEEN:
         raise BadEventError(f"{where}type", f"must be ADD, UPDATE or DELETE, not {shown(verb)}")
     return read_object(inner, f"{where}body", SOURCE, delivery)

@@ -18,8 +18,9 @@ from urllib.parse import unquote
 from kreflex.errors import BadEventError, TooLargeError
 from kreflex.ingress import argo_events
 from kreflex.ingress.bodies import LONG, plain, read_base64, read_json, shown
-from kreflex.ingress.objects import names, read_object, read_reference
-from kreflex.signals import Delivery, Due, PodSignal, is_name
+from kreflex.ingress.names import name_in, names
+from kreflex.ingress.objects import DELETED, read_deleted, read_object, read_reference
+from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Signal, is_name
 from kreflex.trace import Trace, read
 from kreflex.views import JSON
 
@@ -33,9 +34,14 @@ REFERENCE = "dev.knative.apiserver.ref."
 PING = "dev.knative.sources.ping"
 DUE = "dev.kreflex.remediation.due.v1"
 FOUND = "dev.kreflex.fault.found.v1"
+# What the automation of a provider answers to a request for another machine.
+ANSWERED = "dev.kreflex.node.replacement.answered.v1"
 _EVENTS = "application/cloudevents"
 _STRUCTURED, _BATCH = f"{_EVENTS}+json", f"{_EVENTS}-batch+json"
 _REQUIRED = ("specversion", "id", "source", "type")
+_ANSWER = ("namespace", "record", "outcome", "poweredOff", "message")
+# It becomes part of a record's key.
+_EPISODE = re.compile(r"[!-~]{0,400}")
 # What a header value may hold as it is, by section 3.1.3.2 of the HTTP binding.
 _UNSAFE = re.compile(r"[^\x21\x23\x24\x26-\x7e]")
 
@@ -177,6 +183,7 @@ def _together(parts: Sequence[Delivery], bad: Sequence[str]) -> Delivery:
         signals=tuple(signal for part in parts for signal in part.signals),
         due=tuple(due for part in parts for due in part.due),
         resolved=tuple(one for part in parts for one in part.resolved),
+        answered=tuple(one for part in parts for one in part.answered),
         ignored=(*bad, *(text for part in parts for text in part.ignored)),
         tick=any(part.tick for part in parts),
         about={"sender": "cloudevents", "events": str(len(parts) + len(bad))},
@@ -202,7 +209,8 @@ def _one(event: Event) -> Delivery:
     signals = tuple(replace(signal, trace=trace) for signal in delivery.signals)
     due = tuple(one if one.trace else replace(one, trace=trace) for one in delivery.due)
     resolved = tuple(replace(one, trace=trace) for one in delivery.resolved)
-    return replace(delivery, signals=signals, due=due, resolved=resolved)
+    answered = tuple(replace(one, trace=trace) for one in delivery.answered)
+    return replace(delivery, signals=signals, due=due, resolved=resolved, answered=answered)
 
 
 def _said(event: Event) -> Delivery:
@@ -211,13 +219,14 @@ def _said(event: Event) -> Delivery:
         return Delivery(due=tuple(_due(item, where) for where, item in _items(event)))
     if kind == FOUND:
         return Delivery(tuple(_found(item, where) for where, item in _items(event)))
+    if kind == ANSWERED:
+        return Delivery(answered=(_answered(event.data(), event.at),))
     if kind == PING:
         return Delivery(tick=True)
     if kind in argo_events.TYPES:
         return argo_events.parse_event(kind, event.data, event.at, event.id)
-    if kind.startswith((RESOURCE, REFERENCE)) and not kind.endswith(".delete"):
-        read_ = read_object if kind.startswith(RESOURCE) else read_reference
-        return read_(event.data(), event.at, "apiserver", event.id)
+    if kind.startswith((RESOURCE, REFERENCE)):
+        return _changed(event)
     # Replies of functions among them, our own too: what they tell of is over, or due when its record says so.
     return Delivery(ignored=(f"{plain(kind)} is for no function here",))
 
@@ -227,12 +236,47 @@ def _due(item: Any, where: str) -> Due:
     return Due(namespace, name, read(item.get("traceparent")))
 
 
-def _found(item: Any, where: str) -> PodSignal:
-    namespace, name = names(item, where)
-    uid, summary = item.get("uid"), item.get("summary", "")
+def _changed(event: Event) -> Delivery:
+    if event.kind.endswith(".delete"):
+        # Most of what is deleted are pods, and the source says so beside the data.
+        skip = event.attributes.get("kind", "Node") != "Node"
+        return Delivery(ignored=(DELETED,)) if skip else read_deleted(event.data(), event.at, "apiserver", event.id)
+    read_ = read_object if event.kind.startswith(RESOURCE) else read_reference
+    return read_(event.data(), event.at, "apiserver", event.id)
+
+
+def _found(item: Any, where: str) -> Signal:
+    kind = item.get("kind", "Pod") if isinstance(item, dict) else "Pod"
+    if kind not in ("Pod", "Node"):
+        raise BadEventError(f"{where}.kind", f"must be Pod or Node, not {shown(kind)}")
+    namespace, name = ("", name_in(item, "name", where)) if kind == "Node" else names(item, where)
+    uid, summary, episode = item.get("uid"), item.get("summary", ""), item.get("episode", "")
     if not is_name(uid):
         raise BadEventError(f"{where}.uid", "must be the UID of the object")
-    return PodSignal(namespace, name, uid, summary[:LONG] if isinstance(summary, str) else "", source="waker")
+    summary = summary[:LONG] if isinstance(summary, str) else ""
+    if kind == "Pod":
+        return PodSignal(namespace, name, uid, summary, source="waker")
+    if not isinstance(episode, str) or not _EPISODE.fullmatch(episode):
+        raise BadEventError(f"{where}.episode", "must be a short text without blanks")
+    return NodeSignal(name, uid, summary, source="waker", episode=episode)
+
+
+def _answered(data: Any, where: str) -> Answered:
+    """Read an answer. Nothing in it is guessed: by it disks may be taken from a machine that is said to be off."""
+    if not isinstance(data, dict):
+        raise BadEventError(where, f"must be an object, not {shown(data)}")
+    strange = next((key for key in data if key not in _ANSWER), None)
+    if strange is not None:
+        raise BadEventError(where, f"has {shown(strange)}, which is none of {', '.join(_ANSWER)}")
+    outcome, off, message = data.get("outcome"), data.get("poweredOff", False), data.get("message", "")
+    if outcome not in ("Accepted", "Done", "Failed"):
+        raise BadEventError(f"{where}.outcome", f"must be Accepted, Done or Failed, not {shown(outcome)}")
+    if not isinstance(off, bool):
+        raise BadEventError(f"{where}.poweredOff", f"must be true or false, not {shown(off)}")
+    if not isinstance(message, str):
+        raise BadEventError(f"{where}.message", f"must be a string, not {shown(message)}")
+    namespace, record = name_in(data, "namespace", where), name_in(data, "record", where)
+    return Answered(namespace, record, outcome, off, plain(message))
 
 
 def _items(event: Event) -> list[tuple[str, Any]]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from kreflex.errors import BadEventError
-from kreflex.ingress.bodies import shown
-from kreflex.signals import Delivery, Due, PodSignal, is_name
+from kreflex.ingress.bodies import LONG, plain, shown
+from kreflex.ingress.names import name_in, names
+from kreflex.nodes import node_view
+from kreflex.policy import GROUP
+from kreflex.signals import Delivery, Due, NodeSignal, PodSignal, is_name
 from kreflex.trace import Trace, read
-from kreflex.views import pod_view
+from kreflex.views import JSON, pod_view
+
+DELETED = "an object that was deleted is for no function here"
+_SHORT = 128
 
 
 def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
@@ -20,17 +26,21 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
         raise BadEventError(f"{where}.kind", "must be the kind of a Kubernetes object")
     if kind == "Remediation":
         return Delivery(due=(_record(body, where),))
-    if kind != "Pod":
-        return Delivery(ignored=(f"a {shown(kind)} is for no function here",))
-    try:
-        seen = pod_view(body)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise BadEventError(where, f"is not a whole Pod: {error!r}") from error
-    ref = seen.ref
-    namespace, name = names({"namespace": ref.namespace, "name": ref.name}, f"{where}.metadata")
-    if not is_name(ref.uid):
-        raise BadEventError(f"{where}.metadata.uid", "must be the UID of the object")
-    return Delivery((PodSignal(namespace, name, ref.uid, "", seen, source, delivery),))
+    if kind == "Pod":
+        return Delivery((_pod(body, where, source, delivery),))
+    if kind == "Node":
+        return Delivery((_node(body, where, source, delivery),))
+    if kind == "Event":
+        return _told(body, where, source, delivery)
+    return Delivery(ignored=(f"a {shown(kind)} is for no function here",))
+
+
+def read_deleted(body: Any, where: str, source: str, delivery: str) -> Delivery:
+    """Read an object that was deleted, whole or by name: it matters for nodes, whose replacement goes on then."""
+    if isinstance(body, dict) and body.get("kind") == "Node":
+        read_ = read_object if "metadata" in body else read_reference
+        return read_(body, where, source, delivery)
+    return Delivery(ignored=(DELETED,))
 
 
 def read_reference(body: Any, where: str, source: str, delivery: str) -> Delivery:
@@ -38,24 +48,61 @@ def read_reference(body: Any, where: str, source: str, delivery: str) -> Deliver
     if not isinstance(body, dict):
         raise BadEventError(where, "must be a reference to a Kubernetes object")
     kind = body.get("kind")
-    if kind not in ("Pod", "Remediation"):
+    if kind not in ("Pod", "Node", "Remediation"):
         return Delivery(ignored=(f"a reference to a {shown(kind)} is for no function here",))
+    if kind == "Node":
+        return Delivery((NodeSignal(name_in(body, "name", where), source=source, delivery=delivery),))
     namespace, name = names(body, where)
     if kind == "Remediation":
         return Delivery(due=(Due(namespace, name),))
     return Delivery((PodSignal(namespace, name, source=source, delivery=delivery),))
 
 
-def names(item: Any, where: str) -> tuple[str, str]:
-    """Read the namespace and the name of something, as Kubernetes has them."""
-    if not isinstance(item, dict):
-        raise BadEventError(where, "must be an object")
-    namespace, name = item.get("namespace"), item.get("name")
-    if not is_name(namespace):
-        raise BadEventError(f"{where}.namespace", "must be a name as Kubernetes has them")
-    if not is_name(name):
-        raise BadEventError(f"{where}.name", "must be a name as Kubernetes has them")
-    return namespace, name
+def _pod(body: JSON, where: str, source: str, delivery: str) -> PodSignal:
+    try:
+        seen = pod_view(body)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise BadEventError(where, f"is not a whole Pod: {error!r}") from error
+    ref = seen.ref
+    namespace, name = names({"namespace": ref.namespace, "name": ref.name}, f"{where}.metadata")
+    return PodSignal(namespace, name, _uid(ref.uid, where), "", seen, source, delivery)
+
+
+def _node(body: JSON, where: str, source: str, delivery: str) -> NodeSignal:
+    try:
+        seen = node_view(body)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise BadEventError(where, f"is not a whole Node: {error!r}") from error
+    name = name_in({"name": seen.name}, "name", f"{where}.metadata")
+    return NodeSignal(name, _uid(seen.ref.uid, where), "", seen, source, delivery)
+
+
+def _uid(uid: object, where: str) -> str:
+    if not is_name(uid):
+        raise BadEventError(f"{where}.metadata.uid", "must be the UID of the object")
+    return uid
+
+
+def _told(body: JSON, where: str, source: str, delivery: str) -> Delivery:
+    """Read a Kubernetes Event: node-problem-detector tells in one of what is no lasting condition of its node."""
+    field = "involvedObject" if "involvedObject" in body else "regarding"
+    about, reason = body.get(field), plain(body.get("reason", ""), _SHORT)
+    if not isinstance(about, dict):
+        raise BadEventError(f"{where}.{field}", "must be a reference to a Kubernetes object")
+    if about.get("kind") != "Node" or body.get("type") != "Warning" or _own(body):
+        return Delivery(ignored=(f"the Event {reason} is for no function here",))
+    message = body.get("message", body.get("note"))
+    summary = f"{reason}: {plain(message)}" if isinstance(message, str) and message else reason
+    # Not its UID: kubelets and older detectors write the name there
+    # (https://github.com/kubernetes/kubernetes/issues/29289).
+    name = name_in(about, "name", f"{where}.{field}")
+    return Delivery((NodeSignal(name, summary=summary[:LONG], source=source, delivery=delivery),))
+
+
+def _own(body: JSON) -> bool:
+    """Tell whether we have written an Event ourselves: what it tells of stands in a record."""
+    writer = body.get("reportingComponent") or body.get("reportingController")
+    return isinstance(writer, str) and writer.startswith(f"{GROUP}/")
 
 
 def _record(body: Any, where: str) -> Due:
