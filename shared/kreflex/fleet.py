@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 
 from kreflex.nodes import Node, NodeCondition, Taint
 from kreflex.upkeep import IllWhen, Upkeep
@@ -221,8 +220,8 @@ def _limit_of_zone(total: int, upkeep: Upkeep) -> tuple[int, str]:
     return max(1, _part(share, total, math.floor)), f" ({share})"
 
 
-def _part(share: int | str, total: int, rounded: Callable[[Fraction], int]) -> int:
-    return rounded(Fraction(total * int(share[:-1]), 100)) if isinstance(share, str) else share
+def _part(share: int | str, total: int, rounded: Callable[[float], int]) -> int:
+    return rounded(total * int(share[:-1]) / 100) if isinstance(share, str) else share
 
 
 def _tolerated(limit: int) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from kreflex.durations import Duration, parse_duration
-from kreflex.parts import Part, Share
+from kreflex.parts import Part
 
+# Nobody means more nodes than there are.
+Portion = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=r"^(100|[1-9]?[0-9])%$")]
 PRESSURES = ("DiskPressure", "MemoryPressure", "PIDPressure")
 
 
@@ -51,6 +53,11 @@ class Template(Part):
     kind: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*Template$")
     namespace: str = Field(min_length=1, max_length=63)
     name: str = Field(min_length=1, max_length=253)
+
+    @property
+    def key(self) -> str:
+        """How a record calls it."""
+        return f"{self.kind}/{self.namespace}/{self.name}"
 
 
 class Rung(Part):
@@ -97,13 +104,13 @@ class Upkeep(Part):
         parse_duration("10m"), description="How long a new node may take to be Ready; until then it is not ill."
     )
     pool_label: str = Field("", description="A label whose value names a node's pool, before those that are known.")
-    min_healthy: Share | None = Field(
+    min_healthy: Portion | None = Field(
         None, description="Healthy nodes of a pool that must be there; percent rounds up."
     )
-    max_unhealthy: Share | None = Field(
+    max_unhealthy: Portion | None = Field(
         None, description="Ill nodes of a pool that are tolerated; percent rounds up. 20% without either."
     )
-    max_unhealthy_zone: Share = Field(
+    max_unhealthy_zone: Portion = Field(
         "50%", description="The same for a zone, and for all nodes, of any pool; percent rounds down, one is tolerated."
     )
     storm_cooldown: Duration = Field(
