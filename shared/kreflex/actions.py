@@ -36,6 +36,8 @@ class Action(ABC):
     step: ClassVar[bool] = False
     # Takes back what was begun: no guard, no freeze and no limit stops that.
     undo: ClassVar[bool] = False
+    # Part of a long remediation: its record knows the steps, and the node's Lease is held, which needs rights.
+    leased: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -68,13 +70,13 @@ class Action(ABC):
         return self.owner.ref.kind if self.owner is not None else self.target.kind
 
     @property
-    def episode(self) -> str:
-        """What tells this fault from an earlier one of the same object; "" if an object has one fault at most."""
-        return ""
+    def step_name(self) -> str:
+        """What the record calls it among the steps that were taken."""
+        return type(self).__name__
 
     @property
-    def lease(self) -> str:
-        """The name of the Lease that is held from the first step to the last, so that nobody else acts; "" for none."""
+    def episode(self) -> str:
+        """What tells this fault from an earlier one of the same object; "" if an object has one fault at most."""
         return ""
 
     @abstractmethod
@@ -116,7 +118,7 @@ class Action(ABC):
         return False
 
 
-_PRECONDITIONS = Check(
+PRECONDITIONS = Check(
     "has(object.deleteOptions) && has(object.deleteOptions.preconditions)"
     " && has(object.deleteOptions.preconditions.uid) && has(object.deleteOptions.preconditions.resourceVersion)",
     "an eviction names the pod's UID and resourceVersion in its preconditions",
@@ -135,7 +137,7 @@ class EvictPod(Action):
     top: Workload | None
 
     rbac: ClassVar[tuple[Rule, ...]] = (
-        Rule("", "pods/eviction", "create", checks=(_PRECONDITIONS, _GRACE)),
+        Rule("", "pods/eviction", "create", checks=(PRECONDITIONS, _GRACE)),
         Rule("", "pods", "get"),
     )
     verb: ClassVar[str] = "evict"
@@ -182,50 +184,74 @@ class EvictPod(Action):
         return self.pod.labels
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing to undo
-        """Evict the pod that was read, and no other and no later one.
-
-        Looked at once more, for the API server's own preconditions are not enough: for a pod that is not ready, under
-        a PodDisruptionBudget with room, it puts another resourceVersion in the place of ours; and a conflict that it
-        finds has taken from the budget already (kubernetes, pkg/registry/core/pod/storage/eviction.go).
-        """
-        await self._same(reader)
-        # The resourceVersion too: the eviction of a Terminating pod is accepted again under the UID alone.
-        preconditions = {"uid": self.pod.ref.uid, "resourceVersion": self.pod.resource_version}
-        path = f"/api/v1/namespaces/{self.target.namespace}/pods/{self.target.name}/eviction"
-        body: JSON = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"namespace": self.target.namespace, "name": self.target.name},
-            "deleteOptions": {"preconditions": preconditions},
-        }
-        try:
-            await writer.create(path, body)
-        except ThrottledError as error:
-            # An eviction with a wrong UID is answered 429 for a pod that is not ready: look who is there.
-            if await self.done(self.target, {}, reader):
-                raise GoneError(f"{self.target} went away by itself", 404) from error
-            raise BlockedError(f"a PodDisruptionBudget does not allow it now: {error}", "DisruptionBudget") from error
-        except ApiError as error:
-            if error.status == 500 and "PodDisruptionBudget" in str(error):
-                raise BlockedError(
-                    f"more than one PodDisruptionBudget selects {self.target}, so nobody can evict it: leave one",
-                    "SeveralBudgets",
-                ) from error
-            raise
+        """Evict the pod that was read, and no other and no later one."""
+        await evict(self.pod, writer, reader)
         return ""
-
-    async def _same(self, reader: Reader) -> None:
-        pod = await reader.pod(self.target.namespace, self.target.name)
-        if pod is None or pod.ref.uid != self.target.uid or pod.terminating:
-            raise GoneError(f"{self.target} went away by itself", 404)
-        if pod.resource_version != self.pod.resource_version:
-            raise ConflictError(f"{self.target} has changed since it was looked at", 409)
 
     @staticmethod
     async def done(target: Ref, prior: Mapping[str, str], reader: Reader) -> bool:  # noqa: ARG004 - the UID says it all
         """An evicted pod is gone, replaced under its name, or on its way out."""
-        pod = await reader.pod(target.namespace, target.name)
-        return pod is None or pod.ref.uid != target.uid or pod.terminating
+        return await _left(target, reader)
 
 
-ACTIONS: dict[str, type[Action]] = {"EvictPod": EvictPod}
+async def evict(pod: Pod, writer: Writer, reader: Reader, grace_seconds: int | None = None) -> None:
+    """Evict a pod as it was read; `grace_seconds` replaces its own grace period. Raises as `Action.apply` does.
+
+    Looked at once more, for the API server's own preconditions are not enough: for a pod that is not ready, under
+    a PodDisruptionBudget with room, it puts another resourceVersion in the place of ours; and a conflict that it
+    finds has taken from the budget already (kubernetes, pkg/registry/core/pod/storage/eviction.go).
+    """
+    await _same(pod, reader)
+    try:
+        await writer.create(
+            f"/api/v1/namespaces/{pod.ref.namespace}/pods/{pod.ref.name}/eviction", _eviction(pod, grace_seconds)
+        )
+    except ThrottledError as error:
+        # An eviction with a wrong UID is answered 429 for a pod that is not ready: look who is there.
+        if await _left(pod.ref, reader):
+            raise GoneError(f"{pod.ref} went away by itself", 404) from error
+        raise BlockedError(f"a PodDisruptionBudget does not allow it now: {error}", "DisruptionBudget") from error
+    except ApiError as error:
+        if error.status == 500 and "PodDisruptionBudget" in str(error):
+            raise BlockedError(
+                f"more than one PodDisruptionBudget selects {pod.ref}, so nobody can evict it: leave one",
+                "SeveralBudgets",
+            ) from error
+        raise
+
+
+def _eviction(pod: Pod, grace_seconds: int | None) -> JSON:
+    # The resourceVersion too: the eviction of a Terminating pod is accepted again under the UID alone.
+    options: JSON = {"preconditions": {"uid": pod.ref.uid, "resourceVersion": pod.resource_version}}
+    if grace_seconds is not None:
+        options["gracePeriodSeconds"] = grace_seconds
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"namespace": pod.ref.namespace, "name": pod.ref.name},
+        "deleteOptions": options,
+    }
+
+
+async def _same(pod: Pod, reader: Reader) -> None:
+    now = await reader.pod(pod.ref.namespace, pod.ref.name)
+    if now is None or now.ref.uid != pod.ref.uid or now.terminating:
+        raise GoneError(f"{pod.ref} went away by itself", 404)
+    if now.resource_version != pod.resource_version:
+        raise ConflictError(f"{pod.ref} has changed since it was looked at", 409)
+
+
+async def _left(target: Ref, reader: Reader) -> bool:
+    pod = await reader.pod(target.namespace, target.name)
+    return pod is None or pod.ref.uid != target.uid or pod.terminating
+
+
+ACTIONS: dict[str, type[Action]] = {}
+
+
+def register(*kinds: type[Action]) -> None:
+    """Let records be read whose intent names these actions: each module of actions does so with its own."""
+    ACTIONS.update({kind.__name__: kind for kind in kinds})
+
+
+register(EvictPod)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kreflex.leases import NAMESPACE as LEASES
 from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
 from kreflex.rights import HOME, Rights, all_rights, rbac, render
 from kreflex.rule import Check, Rule
@@ -19,12 +20,6 @@ _API = "admissionregistration.k8s.io/v1"
 _OPERATIONS = {"create": "CREATE", "update": "UPDATE", "patch": "UPDATE", "delete": "DELETE"}
 _ACCOUNT = "system:serviceaccount:"
 APPROVER = "kreflex-approver"
-# An action may leave a note of ours on what it changes, and no other.
-_NOTES = " && ".join(
-    f"{one}.metadata.?annotations.orValue({{}}).all(k, k.startsWith('{GROUP}/')"
-    " || object.metadata.?annotations[?k] == oldObject.metadata.?annotations[?k])"
-    for one in ("object", "oldObject")
-)
 _KEPT_BY_THE_SERVER = {"generation", "managedFields", "resourceVersion"}
 # By these Git's controllers know what is theirs. Not by app.kubernetes.io/instance: Helm sets it, too.
 # https://argo-cd.readthedocs.io/en/stable/user-guide/resource_tracking/
@@ -107,25 +102,39 @@ def _variables(rights: Rights) -> dict[str, str]:
 
 
 def _checks(rules: Sequence[Rule], *, acts: bool) -> Iterable[Check]:
-    if acts:
+    if acts and not all(rule.everywhere for rule in rules):
         yield from _UNPROTECTED
     for rule in rules:
         if rule.where == "home":
             yield Check("variables.there == variables.home", "that is done in its own namespace only")
+        if rule.where == "leases":
+            yield Check(f"variables.there == '{LEASES}'", f"that is done in namespace {LEASES} only")
         if rule.names:
             yield Check(f"request.name in {[*rule.names]!r}", f"only {', '.join(rule.names)} is meant")
         yield from rule.checks
     if any(_OPERATIONS.get(rule.verb) == "UPDATE" for rule in rules):
-        yield _unchanged({field for rule in rules for field in rule.fields})
+        notes = {note for rule in rules for note in rule.notes}
+        yield _unchanged({field for rule in rules for field in rule.fields}, notes)
         if acts:
             yield from (_not_gits(field) for rule in rules for field in rule.fields if not field.startswith("status"))
 
 
-def _unchanged(fields: set[str]) -> Check:
+def _unchanged(fields: set[str], notes: set[str]) -> Check:
     """Hold an update to its fields: beside them and above them everything stays as it was."""
     above = {"", "metadata", *(step.rpartition(".")[0] for step in _steps(fields))}
     same = [_others_same(path, _may_change(path, fields)) for path in sorted(above)]
-    return Check(" && ".join([*same, _NOTES]), f"only {', '.join(sorted(fields)) or 'nothing'} may change")
+    may = ", ".join(sorted(fields | notes)) or "nothing"
+    return Check(" && ".join([*same, *_noted(notes)]), f"only {may} may change")
+
+
+def _noted(notes: set[str]) -> Iterable[str]:
+    """Let an action leave a note of ours on what it changes, and those of others that are named, and no other."""
+    named = f" || k in {sorted(notes)!r}" if notes else ""
+    for one in ("object", "oldObject"):
+        yield (
+            f"{one}.metadata.?annotations.orValue({{}}).all(k, k.startsWith('{GROUP}/'){named}"
+            " || object.metadata.?annotations[?k] == oldObject.metadata.?annotations[?k])"
+        )
 
 
 def _steps(fields: set[str]) -> set[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kreflex.views import Ref, moment, time_of
+from kreflex.views import Ref, Workload, moment, time_of
 
 ZONE = "topology.kubernetes.io/zone"
 _CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
@@ -26,6 +26,13 @@ POOL_LABELS = (
 # Cluster API names the owner of a node's Machine on the node
 # (https://github.com/kubernetes-sigs/cluster-api, api/core/v1beta2/common_types.go).
 MACHINE_OWNER_KIND, MACHINE_OWNER = "cluster.x-k8s.io/owner-kind", "cluster.x-k8s.io/owner-name"
+
+
+# Names the record of the remediation that has changed an object, and may have to change it back.
+MARK = "kreflex.dev/remediation"
+# Where the makers of nodes note the template: https://karpenter.sh/docs/concepts/nodeclaims/ and
+# https://docs.aws.amazon.com/eks/latest/userguide/launch-templates.html
+_TEMPLATES = ("karpenter.sh/nodepool-hash", "machine-template-hash", "eks.amazonaws.com/sourceLaunchTemplateVersion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +142,15 @@ def _condition(body: Mapping[str, Any]) -> NodeCondition:
         reason=str(body.get("reason", "")),
         message=str(body.get("message", "")),
     )
+
+
+def owner_of(pool: Pool) -> Workload:
+    """Give a pool as an owner: what limits are counted by. There may be no such object, so its source is in the UID."""
+    ref = Ref("kreflex.dev/v1alpha1", "Pool", "", pool.name, f"{pool.source}={pool.name}"[:128])
+    return Workload(ref, {}, None, None, None)
+
+
+def template_of(node: Node) -> str:
+    """Tell the template that a node was made from, or "" if nobody says."""
+    said = {**node.labels, **node.annotations}
+    return next((said[name][:63] for name in _TEMPLATES if name in said), "")

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from kreflex import audit, auth, guards, ledger, policy, records
+from kreflex import audit, auth, guards, leases, ledger, policy, records
 from kreflex.actions import Action
 from kreflex.reflex import Reflex
 from kreflex.rule import Rule
@@ -49,9 +49,11 @@ class Rights:
 
 def rights_of(reflex: Reflex[Any]) -> Rights:
     """Compute what a function needs from the signature of its `decide`: the actions, and the signals' reads."""
-    acts = [rule for action in actions_of(reflex) for rule in action.rbac]
+    actions = actions_of(reflex)
+    acts = [rule for action in actions for rule in action.rbac]
     reads = [rule for signal in _alternatives(reflex, "signal") for rule in signal.rbac]
-    return Rights(reflex.name, tuple(acts), (*reads, *_CORE))
+    held = leases.RBAC if any(action.leased for action in actions) else ()
+    return Rights(reflex.name, tuple(acts), (*reads, *held, *_CORE))
 
 
 def rights_of_waker(reflexes: Iterable[Reflex[Any]]) -> Rights:
@@ -94,7 +96,9 @@ def manifests(rights: Rights, home: str = HOME, namespaces: Sequence[str] = ()) 
     bound = [*_bound(rights, home, name, [rule for rule in rules if rule.where in cluster])]
     for namespace in namespaces:
         bound += _bound(rights, home, name, [rule for rule in rules if rule.where == "targets"], namespace)
-    return bound + _bound(rights, home, f"{name}:home", [rule for rule in rules if rule.where == "home"], home)
+    bound += _bound(rights, home, f"{name}:home", [rule for rule in rules if rule.where == "home"], home)
+    held = [rule for rule in rules if rule.where == "leases"]
+    return bound + (_bound(rights, home, f"{name}:leases", held, leases.NAMESPACE) if held else [])
 
 
 def _bound(rights: Rights, home: str, name: str, rules: Sequence[Rule], namespace: str = "") -> list[JSON]:

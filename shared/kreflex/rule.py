@@ -21,15 +21,19 @@ class Check:
 class Rule:
     """One permission, as RBAC writes it, and what admission holds a write to.
 
-    `where` is "targets" for the namespaces that are looked after, "home" for Kreflex' own, "cluster" for what is read
-    in all of them at once or belongs to none. `names` are the only objects that are meant. `fields` are the only ones
-    that an update may change (`spec.replicas`, dots between); one that Git owns is denied then, too.
+    `where` is "targets" for the namespaces that are looked after, "home" for Kreflex' own, "leases" for that of the
+    nodes' Leases, "cluster" for what is read in all of them at once or belongs to none. `names` are the only objects
+    that are meant. `fields` are the only ones that an update may change (`spec.replicas`, dots between); one that Git
+    owns is denied then, too. `notes` are annotations that are not ours and that it may change all the same.
+    `everywhere` holds in protected namespaces, too: a node can't be emptied without their pods.
     """
 
     group: str
     resource: str
     verb: str
-    where: Literal["targets", "home", "cluster"] = "targets"
+    where: Literal["targets", "home", "cluster", "leases"] = "targets"
     names: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    everywhere: bool = False
