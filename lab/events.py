@@ -12,7 +12,6 @@ from lab.monitoring import NAMESPACE
 from lab.relay import Subscriber
 from lab.toolchain import Toolchain
 
-_PODS = {"Group": "", "Version": "v1", "Resource": "pods"}
 _QUIET = {"metrics": {"protocol": "none"}, "tracing": {"protocol": "none"}, "runtime": {"profiling": "disabled"}}
 
 
@@ -37,9 +36,12 @@ async def start_adapter(
     name: str = "adapter",
     mode: str = "Resource",
     namespaces: Sequence[str] = (),
+    kinds: Sequence[str] = ("pods",),
     audience: str = "",
 ) -> None:
     """Start Knative's ApiServerSource adapter on the pods of these namespaces, or of all, with rights to watch them.
+
+    Or on other `kinds` of core/v1; it watches all nodes, whatever the namespaces.
 
     With an audience it shows the sink a token that it gets for itself, as with Knative's authentication-oidc.
     """
@@ -47,11 +49,12 @@ async def start_adapter(
     account = "apiserversource"
     config = await plane.kubeconfig_for(NAMESPACE, account)
     # It asks for trust bundles in its namespace before it starts.
-    rules = [{"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]}]
+    rules = [{"apiGroups": [""], "resources": [*kinds, "configmaps"], "verbs": ["get", "list", "watch"]}]
     tokens = {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}
     await manifests.grant(plane.api, NAMESPACE, account, [*rules, tokens] if audience else rules)
     where = {"namespaces": list(namespaces), "allNamespaces": not namespaces}
-    source = {**where, "resources": [{"gvr": _PODS}], "mode": mode}
+    watched = [{"gvr": {"Group": "", "Version": "v1", "Resource": kind}} for kind in kinds]
+    source = {**where, "resources": watched, "mode": mode}
     identity = {"K_AUDIENCE": audience, "K_OIDC_SERVICE_ACCOUNT": account} if audience else {}
     environment = {
         "K_SINK": sink,
@@ -67,13 +70,14 @@ async def start_adapter(
         "KUBECONFIG": str(config),
         **identity,
     }
-    before = audit.watches(plane.audit_log, audit.WATCHER, "pods")
+    before = {kind: audit.watches(plane.audit_log, audit.WATCHER, kind) for kind in kinds}
     child = plane.start_child(name, [program, "--disable-ha"], environment=environment)
 
     async def watches() -> bool:
-        return audit.watches(plane.audit_log, audit.WATCHER, "pods") > before or not child.alive
+        begun = (audit.watches(plane.audit_log, audit.WATCHER, kind) > count for kind, count in before.items())
+        return all(begun) or not child.alive
 
-    await eventually(watches, "the adapter's watch of pods")
+    await eventually(watches, f"the adapter's watch of {' and '.join(kinds)}")
     if not child.alive:
         raise processes.ChildDied(child)
 

@@ -1,4 +1,4 @@
-"""Functions for these tests: /echo shows how requests are read, /nodes finds all nodes well, the killer answers else."""
+"""Functions for these tests: /echo shows what is read, /nodes finds all nodes well, elsewhere the killer answers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict

@@ -50,6 +50,37 @@ async def test_a_ping_is_a_clock_whatever_its_data(caller: Caller, name: str) ->
     assert (await echoed(caller, name))["tick"]
 
 
+@pytest.mark.parametrize("name", ["updated", "deleted"])
+async def test_the_adapter_shows_a_node(caller: Caller, name: str) -> None:
+    (signal,) = (await echoed(caller, f"apiserversource/node-{name}"))["signals"]
+    assert (signal["name"].partition("-")[0], signal["seen"], signal["source"]) == ("worker", True, "apiserver")
+    assert signal["uid"] != ""
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "pods"),
+    [
+        ("nodes-kube-prometheus", ["worker-1", "worker-2"], 0),
+        # Where the labels of the exporter's own pod were not dropped, the alert names that, too.
+        ("nodes-chart", ["worker-1"], 1),
+        ("nodes-exporter", ["172.18.0.3", "fc00:f853:ccd:e793::4"], 2),
+        ("nodes-not-honored", ["worker-1"], 0),
+        ("nodes-resolved", [], 0),
+    ],
+)
+async def test_the_stock_alerts_tell_of_nodes(caller: Caller, name: str, nodes: list[str], pods: int) -> None:
+    signals = (await echoed(caller, f"alertmanager/{name}"))["signals"]
+    assert [signal["name"] for signal in signals if "namespace" not in signal] == nodes
+    assert len([signal for signal in signals if "namespace" in signal]) == pods
+
+
+@pytest.mark.parametrize("name", [one.name for one in ALL if "node" in one.name])
+async def test_what_tells_of_nodes_is_for_a_function_for_nodes(caller: Caller, name: str) -> None:
+    one = BY_NAME[name]
+    assert (await caller.post(one.body, one.headers, "/nodes")).status in {200, 204}
+    assert API.calls == []
+
+
 async def test_alertmanager_tells_of_a_group(caller: Caller) -> None:
     answer = await echoed(caller, "alertmanager/group")
     assert [signal["name"] for signal in answer["signals"]] == ["cart-1", "cart-2"]

@@ -84,6 +84,34 @@ async def test_in_resource_mode_the_object_comes_whole_and_not_what_was_there_be
         recordings.compare(taken, f"apiserversource/resource-{name}")
 
 
+async def test_a_node_comes_whole_also_when_it_was_deleted(here: kit.Place) -> None:
+    name = f"worker-{here.name}"
+    path, ready = f"/api/v1/nodes/{name}", {"type": "Ready", "status": "False", "reason": "KubeletNotReady"}
+    async with recorder() as far, adapter(here, far.url, kinds=["nodes"]):
+        await here.plane.api.post("/api/v1/nodes", {"metadata": {"name": name}})
+        await here.plane.api.patch(f"{path}/status", {"status": {"conditions": [ready]}})
+        updated = await arrived_node(far, name, "update", "KubeletNotReady")
+        await here.plane.api.delete(path, {})
+        deleted = await arrived_node(far, name, "delete")
+
+    assert (updated.header("ce-kind"), updated.header("ce-name")) == ("Node", name)
+    assert (updated.header("ce-namespace"), updated.header("ce-subject")) == ("", f"/apis/v1/namespaces//nodes/{name}")
+    assert (deleted.json["kind"], deleted.json["metadata"]["name"]) == ("Node", name)
+    for kind, taken in (("updated", updated), ("deleted", deleted)):
+        recordings.compare(taken, f"apiserversource/node-{kind}")
+
+
+async def arrived_node(far: Recorder, name: str, kind: str, word: str = "") -> Taken:
+    """Wait for an event of one kind about a node, with a word in it."""
+
+    async def some() -> list[Taken]:
+        about = (one for one in far.taken if one.header("ce-subject").endswith(f"/nodes/{name}"))
+        return [one for one in about if one.header("ce-type").endswith(f".{kind}") and word in one.body.decode()]
+
+    found: list[Taken] = await eventually(some, f"the {kind} of {name}", 60)
+    return found[-1]
+
+
 async def test_in_reference_mode_only_the_name_comes(here: kit.Place) -> None:
     async with recorder() as far, adapter(here, far.url, mode="Reference"):
         await make(here, "cart")
