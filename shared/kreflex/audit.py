@@ -64,13 +64,17 @@ class Announcer:
 
     async def tell(self, record: Record, kind: Literal["Normal", "Warning"], reason: str, note: str) -> None:
         """Write the Event of one change of a record; the same change told twice is one Event."""
-        regarding = record.spec.target if record.status.verdict is None else record.spec.owner or record.spec.target
+        target, owner = record.spec.target, record.spec.owner
+        # A pool may be no more than a label of its nodes.
+        regarding = target if owner is None or record.status.verdict is None or target.kind == "Node" else owner
+        # The API server takes those about what is in no namespace here only (kubernetes, pkg/apis/core/validation).
+        namespace = target.namespace or "default"
         digest = hashlib.sha256(f"{record.uid}/{reason}/{record.status.attempt}".encode()).hexdigest()[:10]
         now = record.status.history[-1].model_dump(mode="json")["at"].replace("Z", "000Z")
         body: JSON = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{record.name}.{digest}", "namespace": record.namespace},
+            "metadata": {"name": f"{record.name}.{digest}", "namespace": namespace},
             "eventTime": now,
             "reportingController": f"{GROUP}/{self._function}",
             "reportingInstance": socket.gethostname()[:128] or self._function,
@@ -87,7 +91,7 @@ class Announcer:
             },
         }
         try:
-            await self._writer.create(f"/apis/events.k8s.io/v1/namespaces/{record.namespace}/events", body)
+            await self._writer.create(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
         except KreflexError as error:
             if getattr(error, "reason", "") != "AlreadyExists":
                 log.warning("event.not_written", record=str(record), error=str(error))

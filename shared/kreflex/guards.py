@@ -12,6 +12,7 @@ from kreflex.actions import Action
 from kreflex.cluster import Reader
 from kreflex.durations import show_duration
 from kreflex.errors import KreflexError
+from kreflex.fleet import AT_WORK, hands_off
 from kreflex.ledger import Ledger, Request
 from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
 from kreflex.prom import Metrics
@@ -63,6 +64,7 @@ def request_of(record: Record, policy: Effective) -> Request:
         cooldown=policy.cooldown,
         useless=policy.useless,
         acting=record.status.phase == "Acting",
+        one=record.one_key,
     )
 
 
@@ -108,6 +110,19 @@ class Frozen:
         if case.policy.frozen is None:
             return None
         return Refusal("Frozen", f"policy {case.policy.frozen} is frozen", case.now + RECHECK)
+
+
+class Paused:
+    """Refuses new work while somebody asks for a pause in a policy; what has begun goes on."""
+
+    name: ClassVar[str] = "Paused"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """One request suffices; its words are the reason."""
+        asked = [f"{words} ({policy.key})" for policy, spec in case.policy.specs for words in spec.pause_requests]
+        if not asked or case.record.begun:
+            return None
+        return Refusal(self.name, f"a pause is asked for: {', '.join(asked)}", case.now + AT_WORK)
 
 
 class InScope:
@@ -162,7 +177,7 @@ class BlastRadius:
     async def refuses(self, case: Case) -> Refusal | None:
         """A target that is not healthy takes nothing away; unknown numbers refuse."""
         owner, action = case.action.owner, case.action
-        if owner is None or not action.risky:
+        if owner is None or not action.risky or action.target.kind == "Node":
             return None
         for policy, spec in case.policy.specs:
             if owner.replicas is None or owner.ready is None:
@@ -174,6 +189,28 @@ class BlastRadius:
                 because = f"{owner.ready} of {owner.replicas} replicas are healthy, {floor} must stay ({policy.key})"
                 return Refusal("BlastRadius", because, case.now + timedelta(minutes=10))
         return None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Leaves a node alone while others are at work on it, the control plane needs it, or too many nodes are ill."""
+
+    reader: Reader
+    name: ClassVar[str] = "Fleet"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """The node is looked for among all nodes, as they are now, by its UID."""
+        target, upkeep = case.action.target, case.policy.upkeep
+        if target.kind != "Node" or case.action.undo:
+            return None
+        if isinstance(upkeep, str):
+            return Refusal(Usable.name, upkeep, case.now + RECHECK)
+        fleet = await self.reader.fleet()
+        node = next((one for one in fleet if one.ref.uid == target.uid), None)
+        if node is None:
+            return Refusal(self.name, f"{target} is not among the {len(fleet)} nodes", case.now + AT_WORK)
+        stop = hands_off(node, fleet, upkeep, case.now, begun=case.record.begun)
+        return Refusal(stop.guard, stop.because, stop.until) if stop else None
 
 
 @dataclass(frozen=True)
@@ -214,7 +251,10 @@ class _Fault:
 
 def _fault(body: JSON) -> _Fault:
     meta = body["metadata"]
-    return _Fault(datetime.fromisoformat(meta["creationTimestamp"]), meta["namespace"], body["spec"]["function"])
+    spec = body["spec"]
+    # A node's record is kept in Kreflex' own namespace, which no policy names: what counts is where its target is.
+    namespace = spec["target"].get("namespace", "")
+    return _Fault(datetime.fromisoformat(meta["creationTimestamp"]), namespace, spec["function"])
 
 
 def storm_until(times: Sequence[datetime], storm: Storm) -> datetime | None:
@@ -303,10 +343,17 @@ def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...
     return (
         Usable(),
         Frozen(),
+        Paused(),
         InScope(),
         NotUseless(ledger),
         BlastRadius(),
+        Fleet(reader),
         CalmEnough(reader),
         BudgetLeft(metrics),
         Approved(),
     )
+
+
+def guards_of_steps(reader: Reader) -> tuple[Guard, ...]:
+    """Give the guards that are asked before each step of what has begun: a pause, a storm or a limit stops new work."""
+    return (Usable(), Frozen(), InScope(), Fleet(reader))

@@ -37,6 +37,8 @@ _TRIES = 10
 class Entry:
     """One admitted remediation. `state` is "" while it may act; the verdict, once somebody has seen it.
 
+    `one` is what may have only one in flight, if that is not the owner: a node, whose pool may have several.
+
     `version` is the record's resourceVersion at the admission: a record that is Open in another version was put back
     since, and holds nothing. Comparing times instead would trust the clocks of two replicas.
     """
@@ -50,6 +52,12 @@ class Entry:
     version: str
     at: datetime
     state: State = ""
+    one: str = ""
+
+    @property
+    def sole(self) -> str:
+        """What gets no second one while this has no verdict."""
+        return self.one or self.owner
 
     @property
     def settled(self) -> bool:
@@ -82,11 +90,14 @@ class Request:
     cooldown: timedelta
     useless: Useless
     acting: bool = False
+    one: str = ""
 
     def entry(self, now: datetime) -> Entry:
         """Make the entry of this admission."""
         policies = tuple(key for key, _ in self.limits)
-        return Entry(self.uid, self.namespace, self.record, self.owner, self.template_hash, policies, self.version, now)
+        one = self.one if self.one != self.owner else ""
+        names = (self.uid, self.namespace, self.record, self.owner, self.template_hash, policies, self.version)
+        return Entry(*names, now, one=one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +320,9 @@ class Ledger:
                 if len(busy) >= limits.max_in_flight:
                     because = f"{len(busy)} of {limits.max_in_flight} remediations are in flight ({policy})"
                     return Denial("Slots", because, _soonest(waits, now)), book
-        book, waits = await self._look_at(tuple(e for e in book.of(request.owner) if not e.settled), book)
-        open_ones = [e for e in book.of(request.owner) if not e.settled]
+        sole = request.one or request.owner
+        book, waits = await self._look_at(tuple(e for e in book.entries if e.sole == sole and not e.settled), book)
+        open_ones = [e for e in book.entries if e.sole == sole and not e.settled]
         if open_ones:
             because = f"{open_ones[0].namespace}/{open_ones[0].record} of the same owner has no verdict yet"
             return Denial("OneAtATime", because, _soonest(waits, now)), book
@@ -373,12 +385,14 @@ def _out(entry: Entry) -> JSON:
         "rv": entry.version,
         "at": round(entry.at.timestamp(), 3),
         "st": entry.state,
+        **({"one": entry.one} if entry.one else {}),
     }
 
 
 def _in(row: dict[str, Any]) -> Entry:
     at = datetime.fromtimestamp(row["at"], UTC)
-    return Entry(row["uid"], row["ns"], row["rec"], row["own"], row["tpl"], tuple(row["pol"]), row["rv"], at, row["st"])
+    names = (row["uid"], row["ns"], row["rec"], row["own"], row["tpl"], tuple(row["pol"]), row["rv"])
+    return Entry(*names, at, row["st"], row.get("one", ""))
 
 
 def _soonest(waits: list[datetime | None], now: datetime) -> datetime:

@@ -145,6 +145,7 @@ class Intent(Part):
     because: str = ""
     plan_hash: str
     prior: dict[str, str] = Field(default_factory=dict)
+    step: str | None = Field(None, description="What it is called among the steps, if it is one of several.")
 
 
 class Step(Part):
@@ -233,6 +234,12 @@ class Record:
         """What gets no second action while a verdict is open: an owner, or a node, for a pool may have several."""
         target = self.spec.target
         return f"/{target.kind}/{target.name}" if target.kind == "Node" else self.owner_key
+
+    @property
+    def episode(self) -> str:
+        """What tells its fault from an earlier one of the same object, if anything does."""
+        prefix = fault_key(self.spec.function, self.spec.target.uid)
+        return self.spec.fault.key.removeprefix(prefix).removeprefix("/")
 
     @property
     def begun(self) -> bool:

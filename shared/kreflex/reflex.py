@@ -22,16 +22,20 @@ from kreflex import trace
 from kreflex.actions import ACTIONS, Action, BlockedError
 from kreflex.audit import Announcer, log
 from kreflex.cluster import Reader, Transport, Writer
+from kreflex.courses import END, Courses, patience, signal_of
 from kreflex.dealt import Dealt
-from kreflex.decisions import Defer, Refuse, Skip, Unknown, Verdict
+from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
 from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
-from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, request_of
+from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, guards_of_steps, request_of
+from kreflex.leases import Leases
 from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
+from kreflex.nodes import MARK, Node, owner_of, template_of
 from kreflex.policy import Effective, Policies, combine, load_policies
 from kreflex.prom import Metrics
 from kreflex.records import (
+    Answer,
     Fault,
     Intent,
     Outcome,
@@ -41,24 +45,26 @@ from kreflex.records import (
     RemediationSpec,
     RemediationStatus,
     Target,
+    VerdictName,
     fault_key,
     record_name,
 )
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Due, PodSignal, Resolved, Signal
+from kreflex.signals import Answered, Due, NodeSignal, Resolved, Signal, is_name
 from kreflex.views import Ref, Workload
 from kreflex.world import Treatment, World
 
 S = TypeVar("S", bound=Settings)
 Decision = Action | Defer | Refuse | Skip
+Asked = Signal | Due | Resolved | Answered
 
 _TRIES = 3
+_VERDICTS: dict[type, VerdictName] = {Recovered: "Recovered", Ineffective: "Ineffective", Unknown: "Unknown"}
 _DEALT = "this fault has been dealt with"
 # A refusal that waits shorter than this is not written anew: the record is due, and the next wake asks again.
 _WORTH_A_WRITE = timedelta(seconds=30)
 # What the cluster itself refuses, not one of our guards.
 _STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed", "Admission"}
-_BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
 
 
 class BusyError(UnavailableError):
@@ -111,19 +117,25 @@ class Arc(Generic[S]):
         self.reader = Reader(transport, core.looked_after)
         writer = Writer(transport)
         self.writer = writer
-        self.world = World(self.reader, Metrics(core.prometheus_url))
+        self.world = World(self.reader, Metrics(core.prometheus_url), reflex.name, core.kreflex_namespace)
         self.records = Records(self.reader, writer)
         self.ledger = Ledger(self.reader, writer, core.kreflex_namespace, self._look)
         self.guards = guards(self.reader, self.world.metrics, self.ledger)
         self.announcer = Announcer(writer, reflex.name)
+        self.leases = Leases(self.reader, writer)
+        self.courses = Courses(self, guards_of_steps(self.reader))
         self._dealt = Dealt(time.monotonic)
         # Verdicts that were found while the ledger was asked: told with the answer that is next.
         self._settled: list[Record] = []
         self.holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
-    async def handle(self, signal: Signal | Due | Resolved) -> Result:
-        """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again."""
-        if self.core.looked_after and signal.namespace not in self.core.looked_after:
+    async def handle(self, signal: Asked, end: float | None = None) -> Result:
+        """Carry one signal as far as it goes now; raises UnavailableError when the sender should come again.
+
+        `end` is when the call has to be over, by the loop's clock; by default after the time budget.
+        """
+        END.set(asyncio.get_running_loop().time() + self.core.time_budget.total_seconds() if end is None else end)
+        if self.core.looked_after and signal.namespace and signal.namespace not in self.core.looked_after:
             return Result(str(signal), "skipped", f"namespace {signal.namespace} is none of those in NAMESPACES")
         dealt = self._dealt.get(self._key(signal))
         if dealt is not None:
@@ -144,7 +156,10 @@ class Arc(Generic[S]):
         return [Result(str(r), "applied", r.status.verdict_reason or "", r) for r in settled]
 
     async def _begin(self, signal: Signal) -> Result:
-        decision = await self._decide(signal)
+        known = await self._marked(signal)
+        if known is not None:
+            return await self._advance(known, None)
+        decision = await self.decide(signal)
         if isinstance(decision, Skip):
             if decision.final:
                 self._dealt.keep(self._key(signal), decision.because)
@@ -152,8 +167,14 @@ class Arc(Generic[S]):
         subject = await self._subject(signal, decision)
         if subject is None:
             return Result(str(signal), "skipped", "it is gone")
+        begun = await self._begun(signal, subject)
+        return await self._advance(begun, None) if begun is not None else await self._record(signal, subject, decision)
+
+    async def _record(self, signal: Signal, subject: Subject, decision: Action | Defer | Refuse) -> Result:
+        """Open the record of a fault, or find it, and go on from what it says."""
         try:
-            record, new = await self._open(self._spec(subject, signal), subject.target.namespace)
+            spec = self._spec(subject, signal, decision.episode)
+            record, new = await self._open(spec, subject.target.namespace or self.core.kreflex_namespace)
         except ApiError as error:
             if "NamespaceTerminating" in error.causes:
                 return Result(str(signal), "skipped", "its namespace is being deleted")
@@ -174,18 +195,34 @@ class Arc(Generic[S]):
             raise opened
         return opened
 
-    def _key(self, signal: Signal | Due | Resolved) -> str:
+    async def _marked(self, signal: Signal) -> Record | None:
+        """Read the record that a node's mark names, if it has begun: what it looks like follows from what we did."""
+        seen = signal.seen if isinstance(signal, NodeSignal) else None
+        mark = seen.annotations.get(MARK) if isinstance(seen, Node) else None
+        record = await self.records.get(self.core.kreflex_namespace, mark) if is_name(mark) else None
+        mine = record is not None and record.spec.function == self.reflex.name and record.spec.target.uid == signal.uid
+        return record if record is not None and mine and record.begun else None
+
+    async def _begun(self, signal: Signal, subject: Subject) -> Record | None:
+        """Find what has begun with a node under another episode: its condition changes while it is treated."""
+        if not isinstance(signal, NodeSignal):
+            return None
+        return await self.records.unfinished(self.reflex.name, subject.target.uid, self.core.kreflex_namespace)
+
+    def _key(self, signal: Asked) -> str:
         """Name the fault of a signal that knows its object's UID; "" for others, and for what asks for a verdict.
 
         The name belongs to it: whoever says a wrong one beside the UID has not shown that the object is gone.
         """
-        if not isinstance(signal, Signal) or not signal.uid:
+        if not isinstance(signal, Signal) or not signal.uid or (isinstance(signal, NodeSignal) and not signal.episode):
             return ""
-        return f"{signal.namespace}/{signal.name}/{fault_key(self.reflex.name, signal.uid)}"
+        return f"{signal.namespace}/{signal.name}/{fault_key(self.reflex.name, signal.uid, signal.episode)}"
 
-    async def _go(self, signal: Signal | Due | Resolved) -> Result:
+    async def _go(self, signal: Asked) -> Result:
         if isinstance(signal, Resolved):
             return await self._check(signal)
+        if isinstance(signal, Answered):
+            return await self._hear(signal)
         return await (self._resume(signal) if isinstance(signal, Due) else self._begin(signal))
 
     async def _check(self, resolved: Resolved) -> Result:
@@ -196,10 +233,25 @@ class Arc(Generic[S]):
             return Result(str(resolved), "skipped", "nothing was done about it whose success is open")
         return await self._advance(record, None)
 
+    async def _hear(self, answered: Answered) -> Result:
+        """Write down what a provider's automation has answered, and go on from there."""
+        record = await self.records.get(answered.namespace, answered.record)
+        if record is None or record.spec.function != self.reflex.name or not record.begun:
+            return Result(str(answered), "skipped", "nothing waits for that answer")
+        said = Answer(
+            outcome=answered.outcome, powered_off=answered.powered_off, message=answered.message, at=self.world.now()
+        )
+        known = record.status.answer
+        if known is None or said.model_copy(update={"at": known.at}) != known:
+            record = await self.records.change(record, self.world.now(), answer=said)
+        return await self._advance(record, None)
+
     async def _resume(self, due: Due) -> Result:
         record = await self.records.get(due.namespace, due.record)
         if record is None or record.spec.function != self.reflex.name or record.status.phase == "Done":
             return Result(str(due), "skipped", "there is nothing left to do")
+        if record.begun and not record.status.holder and not await self._is_due(record):
+            return Result(str(record), record.status.outcome or "deferred", "it is not due yet")
         if record.status.phase != "Open":
             return await self._advance(record, None)
         since = self.world.now() - self.core.act_within
@@ -208,7 +260,7 @@ class Arc(Generic[S]):
             # A change of the record may have woken us, our own write among them.
             return Result(str(record), record.status.outcome or "deferred", "it is not due yet")
         waiting = await self._still_waiting(record)
-        return waiting or await self._advance(record, await self._decide(signal_of(record)))
+        return waiting or await self._advance(record, await self.decide(signal_of(record)))
 
     async def _is_due(self, record: Record) -> bool:
         return is_due(record, await load_policies(self.reader), self.world.now(), self.core.act_within)
@@ -222,12 +274,14 @@ class Arc(Generic[S]):
             after = await self._prove(record)
             changed = after if after is not record else None
             return Result(str(record), "applied", after.status.verdict_reason or "it has been done", changed)
+        if record.begun:
+            return await self.courses.go_on(record)
         if record.status.phase == "Acting":
             return await self._take_over(record)
         if record.status.guard in _STUBBORN and not await self._is_due(record):
             # Each crash is an event; the cluster said no a moment ago, and asking it costs more than asking ourselves.
             return Result(str(record), record.status.outcome or "deferred", record.status.reason or "")
-        return await self._consider(record, decision or await self._decide(signal_of(record)))
+        return await self._consider(record, decision or await self.decide(signal_of(record)))
 
     async def _take_over(self, record: Record) -> Result:
         if record.status.deadline and self.world.now() < record.status.deadline:
@@ -235,28 +289,30 @@ class Arc(Generic[S]):
         intent = record.status.intent
         if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, intent.prior, self.reader):
             # By the attempt that was cut off, or by somebody else in the meantime: nobody can tell any more.
-            return await self._applied(record, f"{intent.because} (found done when the attempt was taken over)")
-        return await self._consider(record, await self._decide(signal_of(record)))
+            return await self.applied(record, f"{intent.because} (found done when the attempt was taken over)")
+        return await self._consider(record, await self.decide(signal_of(record)))
 
     async def _consider(self, record: Record, decision: Decision) -> Result:
         now = self.world.now()
         if isinstance(decision, Skip):
-            return await self._close(record, decision.because)
+            return await self.close(record, decision.because)
         if isinstance(decision, Defer):
             return await self._wait(record, decision)
         if isinstance(decision, Refuse):
-            return await self._refuse(record, Refusal(decision.cause, decision.because, now + decision.again))
+            return await self.refuse(record, Refusal(decision.cause, decision.because, now + decision.again))
         if decision.target.uid != record.spec.target.uid:
-            return await self._close(record, "it was replaced", gone=True)
+            return await self.close(record, "it was replaced", gone=True)
         if record.status.phase == "Done":
             # Open before it is admitted: of one that is Done the ledger believes that it holds nothing.
             record = await self._reopen(record, "Again", "the fault is back", now)
         policies = await load_policies(self.reader)
-        case = self._case(record, decision, policies)
-        refusal = await self._refused(case, policies)
+        case = self.case(record, decision, policies)
+        refusal = None if decision.undo else await self._refused(case, policies)
         if refusal is not None:
-            return await self._refuse(record, refusal, policies, case.policy)
-        return await self._act(await self._claim(record, case), case)
+            return await self.refuse(record, refusal, policies, case.policy)
+        if decision.leased:
+            return await self.courses.begin(record, case)
+        return await self._act(await self.claim(record, case), case)
 
     async def _wait(self, record: Record, decision: Defer) -> Result:
         """Look again later; the waker comes sooner if it finds the fault again.
@@ -267,8 +323,8 @@ class Arc(Generic[S]):
         stamped = status.policy == policies.stamp(self.reflex.name, record.namespace)
         if status.phase == "Open" and status.guard and status.outcome not in {None, "deferred"} and stamped:
             again = Refusal(status.guard, status.reason or "", decision.until, status.outcome, status.plan_hash)
-            return await self._refuse(record, again)
-        return await self._refuse(record, Refusal(EARLY, decision.because, decision.until, "deferred"))
+            return await self.refuse(record, again)
+        return await self.refuse(record, Refusal(EARLY, decision.because, decision.until, "deferred"))
 
     async def _refused(self, case: Case, policies: Policies) -> Refusal | None:
         for guard in self.guards:
@@ -284,7 +340,8 @@ class Arc(Generic[S]):
         )
         return None
 
-    async def _claim(self, record: Record, case: Case) -> Record:
+    async def claim(self, record: Record, case: Case, **more: Any) -> Record:
+        """Write down what is about to be done, by whom, and until when nobody else may."""
         now = self.world.now()
         deadline = now + self.core.act_within
         action = case.action
@@ -293,27 +350,27 @@ class Arc(Generic[S]):
             because=action.because[:1000],
             plan_hash=action.plan_hash(),
             prior=action.prior(),
+            step=action.step_name if action.step else None,
         )
-        return await self.records.change(
-            record,
-            now,
-            phase="Acting",
-            outcome=None,
-            guard=None,
-            reason=action.because[:1000],
-            holder=self.holder,
-            attempt=(record.status.attempt or 0) + 1,
-            deadline=deadline,
-            due_at=deadline,
-            intent=intent,
-            policies=tuple(policy.key for policy in case.policy.policies),
-            acted_at=now,
+        changes: dict[str, Any] = {
+            "phase": "Acting",
+            "outcome": None,
+            "guard": None,
+            "reason": action.because[:1000],
+            "holder": self.holder,
+            "attempt": (record.status.attempt or 0) + 1,
+            "deadline": deadline,
+            "due_at": deadline,
+            "intent": intent,
+            "policies": tuple(policy.key for policy in case.policy.policies),
+            "acted_at": now,
             # A fault that was over and is back: the record is open again.
-            settled_at=None,
-            proof=case.policy.proof,
-            prove_by=now + case.policy.prove_within,
-            plan_hash=None,
-        )
+            "settled_at": None,
+            "proof": case.policy.proof,
+            "prove_by": now + case.policy.prove_within,
+            "plan_hash": None,
+        }
+        return await self.records.change(record, now, **changes | more)
 
     async def _act(self, record: Record, case: Case) -> Result:
         action = case.action
@@ -322,7 +379,7 @@ class Arc(Generic[S]):
         try:
             await action.apply(self.writer, self.reader)
         except GoneError:
-            return await self._close(_undone(record, case), "it went away by itself", gone=True)
+            return await self.close(_undone(record, case), "it went away by itself", gone=True)
         except ConflictError:
             # Not as it was read. Whoever changed it may have healed it: put it back and decide again.
             undone, now = _undone(record, case), self.world.now()
@@ -330,26 +387,30 @@ class Arc(Generic[S]):
             log.info("remediation.changed", record=str(reopened))
             raise
         except BlockedError as blocked:
-            refusal = Refusal(blocked.cause, str(blocked), self.world.now() + _patience(record), "deferred")
-            return await self._refuse(_undone(record, case), refusal)
+            refusal = Refusal(blocked.cause, str(blocked), self.world.now() + patience(record), "deferred")
+            return await self.refuse(_undone(record, case), refusal)
         except ApiError as error:
             return await self._failed(record, case, error)
-        return await self._applied(record, action.because)
+        return await self.applied(record, action.because)
 
     async def _failed(self, record: Record, case: Case, error: ApiError) -> Result:
         now = self.world.now()
-        refusal = Refusal("Failed", str(error), now + _patience(record), "failed")
+        refusal = Refusal("Failed", str(error), now + patience(record), "failed")
         if isinstance(error, DeniedError):
             # People's own rule, as the guards are: no failure, and no reason to ask again soon.
-            return await self._refuse(_undone(record, case), Refusal("Admission", str(error), now + RECHECK))
+            return await self.refuse(_undone(record, case), Refusal("Admission", str(error), now + RECHECK))
         if error.status < 500:
-            return await self._refuse(_undone(record, case), refusal)
+            return await self.refuse(_undone(record, case), refusal)
         # Whether it was done is not known, and it may yet happen: the intent stays, so that whoever comes next asks.
         if await case.action.done(record.spec.target.ref, case.action.prior(), self.reader):
-            return await self._applied(record, case.action.because)
-        return await self._refuse(record, refusal)
+            return await self.applied(record, case.action.because)
+        return await self.refuse(record, refusal)
 
-    async def _applied(self, attempt: Record, because: str) -> Result:
+    def result(self, record: Record, outcome: Outcome, because: str, changed: Record | None = None) -> Result:
+        """Tell what became of a record."""
+        return Result(str(record), outcome, because, changed)
+
+    async def applied(self, attempt: Record, because: str) -> Result:
         """Record that it is done, whatever others made of the record meanwhile: what is done is not forgotten."""
         record: Record | None = attempt
         for _ in range(_TRIES):
@@ -376,6 +437,7 @@ class Arc(Generic[S]):
             guard=None,
             reason=because[:1000],
             intent=attempt.intent,
+            steps=attempt.steps,
             proof=attempt.proof,
             prove_by=attempt.prove_by,
             acted_at=attempt.acted_at,
@@ -390,7 +452,13 @@ class Arc(Generic[S]):
         now = self.world.now()
         status = record.status
         treatment = Treatment(
-            record.spec.target.ref, record.spec.owner, status.acted_at or record.created, status.proof or timedelta()
+            record.spec.target.ref,
+            record.spec.owner,
+            status.acted_at or record.created,
+            status.proof or timedelta(),
+            record.episode,
+            status.intent.action if status.intent else "",
+            status.answer,
         )
         verdict = await self.reflex.recovered(treatment, self.world, self.reflex.settings)
         prove_by = status.prove_by or now
@@ -398,15 +466,30 @@ class Arc(Generic[S]):
             if now < prove_by:
                 return await self._prove_later(record, min(max(verdict.until, now), prove_by), verdict.because)
             verdict = Unknown(f"no proof by {prove_by:%H:%M:%S}: {verdict.because}")
-        name = type(verdict).__name__
+        settled = (await self.settle(record, _VERDICTS[type(verdict)], verdict.because)).changed
+        return settled or record
+
+    async def settle(self, record: Record, verdict: VerdictName, because: str, guard: str | None = None) -> Result:
+        """Write the verdict, and tell it to people; `guard` is the cause, where one is known."""
+        now, status = self.world.now(), record.status
         record = await self.records.change(
-            record, now, phase="Done", verdict=name, verdict_reason=verdict.because[:1000], due_at=None, settled_at=now
+            record,
+            now,
+            phase="Done",
+            outcome="applied",
+            guard=guard,
+            verdict=verdict,
+            verdict_reason=because[:1000],
+            holder=None,
+            deadline=None,
+            due_at=None,
+            settled_at=now,
         )
-        log.info("remediation.settled", record=str(record), verdict=name, because=verdict.because)
-        done = ACTIONS[status.intent.action].past if status.intent else "treated"
-        note = f"{name}: {verdict.because}. {done} {record.spec.target.ref} because {status.reason}"
-        await self.announcer.tell(record, "Normal" if name == "Recovered" else "Warning", f"Kreflex{name}", note)
-        return record
+        log.info("remediation.settled", record=str(record), verdict=verdict, because=because)
+        done = ACTIONS[status.intent.action].past if status.intent else "Treated"
+        note = f"{verdict}: {because}. {done} {record.spec.target.ref} because {status.reason}"
+        await self.announcer.tell(record, "Normal" if verdict == "Recovered" else "Warning", f"Kreflex{verdict}", note)
+        return Result(str(record), "applied", because, record)
 
     async def _prove_later(self, record: Record, until: datetime, because: str) -> Record:
         now = self.world.now()
@@ -415,7 +498,7 @@ class Arc(Generic[S]):
             return record
         return await self.records.change(record, now, due_at=until, verdict_reason=because[:1000])
 
-    async def _refuse(
+    async def refuse(
         self, record: Record, refusal: Refusal, policies: Policies | None = None, asked: Effective | None = None
     ) -> Result:
         policies = policies or await load_policies(self.reader)
@@ -468,12 +551,12 @@ class Arc(Generic[S]):
             settled_at=None,
         )
 
-    async def _close(self, record: Record, because: str, *, gone: bool = False) -> Result:
+    async def close(self, record: Record, because: str, *, gone: bool = False) -> Result:
         """Close a record without an action: the fault is over, or its object is gone."""
         intent = record.status.intent
         if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, intent.prior, self.reader):
             # An attempt that was cut off may have done it after all.
-            return await self._applied(record, intent.because)
+            return await self.applied(record, intent.because)
         now = self.world.now()
         gone = gone or await self._target_gone(record)
         record = await self.records.change(
@@ -494,8 +577,9 @@ class Arc(Generic[S]):
 
     async def _target_gone(self, record: Record) -> bool:
         target = record.spec.target
-        pod = await self.reader.pod(target.namespace, target.name)
-        return pod is None or pod.ref.uid != target.uid
+        node = target.kind == "Node"
+        found = await (self.reader.node(target.name) if node else self.reader.pod(target.namespace, target.name))
+        return found is None or found.ref.uid != target.uid
 
     async def _still_waiting(self, record: Record) -> Result | None:
         """Ask the ledger first, where the ledger denied: in a storm most records wait, and that must cost little."""
@@ -508,7 +592,7 @@ class Arc(Generic[S]):
         denial = await self.ledger.full(request_of(record, asked), policies.longest_memory())
         if denial is None:
             return None
-        return await self._refuse(record, Refusal(denial.guard, denial.because, denial.until, "deferred"), policies)
+        return await self.refuse(record, Refusal(denial.guard, denial.because, denial.until, "deferred"), policies)
 
     async def _look(self, entry: Entry) -> Standing:
         """Tell the ledger how one of its entries stands; the verdict is asked for on the way, if it is due or open."""
@@ -528,20 +612,28 @@ class Arc(Generic[S]):
             record = after
         return standing(record, entry.version)
 
-    async def _decide(self, signal: Signal) -> Decision:
+    async def decide(self, signal: Signal) -> Decision:
         decision: Decision = await self.reflex.decide(signal, self.world, self.reflex.settings)
         return decision
 
     async def _subject(self, signal: Signal, decision: Decision) -> Subject | None:
         if isinstance(decision, Action):
             return Subject(decision.target, decision.owner, decision.template_hash, decision.controller)
+        if isinstance(signal, NodeSignal):
+            node = await self.reader.node(signal.name)
+            return None if node is None or (signal.uid and node.ref.uid != signal.uid) else await self._fleet_part(node)
         pod = await self.reader.pod(signal.namespace, signal.name)
         if pod is None or (signal.uid and pod.ref.uid != signal.uid):
             return None
         controller = pod.controller.uid if pod.controller else ""
         return Subject(pod.ref, await self.reader.top_owner(pod), pod.template_hash, controller)
 
-    def _spec(self, subject: Subject, signal: Signal) -> RemediationSpec:
+    async def _fleet_part(self, node: Node) -> Subject:
+        upkeep = await self.world.upkeep(node)
+        pool = node.pool("" if isinstance(upkeep, str) else upkeep.pool_label)
+        return Subject(node.ref, owner_of(pool), template_of(node), "")
+
+    def _spec(self, subject: Subject, signal: Signal, episode: str) -> RemediationSpec:
         owner = None
         if subject.owner is not None:
             whole = Target.of(subject.owner.ref).model_dump()
@@ -552,27 +644,16 @@ class Arc(Generic[S]):
             target=Target.of(subject.target),
             owner=owner,
             fault=Fault(
-                key=fault_key(self.reflex.name, subject.target.uid),
+                key=fault_key(self.reflex.name, subject.target.uid, episode),
                 summary=signal.summary[:1000],
                 traceparent=place.traceparent if place is not None else None,
             ),
         )
 
-    def _case(self, record: Record, action: Action, policies: Policies) -> Case:
-        policy: Effective = policies.for_object(self.reflex.name, record.namespace, action.labels)
+    def case(self, record: Record, action: Action, policies: Policies) -> Case:
+        # Not the record's: those of nodes live in Kreflex' own.
+        policy: Effective = policies.for_object(self.reflex.name, action.target.namespace, action.labels)
         return Case(action, policy, record, self.core.kreflex_namespace, self.world.now())
-
-
-def _patience(record: Record) -> timedelta:
-    """How long to wait after an attempt that the cluster did not let through; longer each time."""
-    doublings = min((record.status.attempt or 1) - 1, 8)
-    return min(_BLOCKED_FIRST * (1 << doublings), _BLOCKED_MOST)
-
-
-def signal_of(record: Record) -> Signal:
-    """Make the signal again from which a record came."""
-    target = record.spec.target
-    return PodSignal(target.namespace, target.name, target.uid, summary=record.spec.fault.summary, source="record")
 
 
 def _undone(record: Record, case: Case) -> Record:
@@ -594,7 +675,7 @@ def standing(record: Record, admitted: str) -> Standing:
 
 
 async def handle_all(
-    arc: Arc[S], signals: tuple[Signal | Due | Resolved, ...], budget: timedelta
+    arc: Arc[S], signals: tuple[Asked, ...], budget: timedelta
 ) -> tuple[list[Result], list[Exception]]:
     """Handle many signals at a time, within limits; what the budget leaves no time to begin comes back as one error."""
     loop = asyncio.get_running_loop()
@@ -608,13 +689,13 @@ async def handle_all(
             # Two alerts about one pod are common, and the second would only find that the first is being dealt with.
             turn = turns.setdefault(str(signal), asyncio.Lock())
             async with turn:
-                answers[index] = await _answered(arc, signal)
+                answers[index] = await _answered(arc, signal, end)
             # What is known already is answered without a pause; probes must not wait for all of it.
             await asyncio.sleep(0)
 
     if len(signals) == 1:
         # Most events are about one object, and most of these lead to nothing: no task of its own, no turn.
-        answers[0] = await _answered(arc, signals[0])
+        answers[0] = await _answered(arc, signals[0], end)
     # A few that take one after the other: with a task for each, one large body would fill the memory of a small pod.
     else:
         await asyncio.gather(*(work() for _ in range(min(arc.core.concurrency, len(signals)))))
@@ -627,10 +708,10 @@ async def handle_all(
     return results if errors else results + arc.settled_on_the_way(), errors
 
 
-async def _answered(arc: Arc[S], signal: Signal | Due | Resolved) -> Result | Exception:
+async def _answered(arc: Arc[S], signal: Asked, end: float) -> Result | Exception:
     try:
         with trace.span(type(signal).__name__, signal.trace) as span:
-            result = await arc.handle(signal)
+            result = await arc.handle(signal, end)
             span.tell({"kreflex.about": result.about, "kreflex.outcome": result.outcome})
             return result
     except Exception as error:  # noqa: BLE001 - it is handed back: one signal must not lose the others

@@ -55,9 +55,9 @@ class Template(Part):
     name: str = Field(min_length=1, max_length=253)
 
     @property
-    def key(self) -> str:
-        """How a record calls it."""
-        return f"{self.kind}/{self.namespace}/{self.name}"
+    def makes(self) -> str:
+        """The kind of what is made from it."""
+        return self.kind.removesuffix("Template")
 
 
 class Rung(Part):

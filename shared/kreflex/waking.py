@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,10 +23,10 @@ from kreflex.guards import EARLY
 from kreflex.ingress import cloudevents
 from kreflex.ledger import FULL, Book, left_behind, read_ledger
 from kreflex.policy import GROUP, VERSION, Policies, load_policies
-from kreflex.records import Record, delete_record, read_record
+from kreflex.records import Record, delete_record, fault_key, read_record
 from kreflex.reflex import Reflex
 from kreflex.settings import CoreSettings
-from kreflex.signals import Signal
+from kreflex.signals import NodeSignal, Signal
 from kreflex.views import JSON
 from kreflex.world import World
 
@@ -90,7 +90,7 @@ class Waker:
                 # Somebody else's object must not keep the others from being woken.
                 log.warning("waker.unreadable", record=body["metadata"]["name"], error=str(error))
                 spec = body.get("spec", {})
-                round_.known[spec.get("function", "")].add(spec.get("target", {}).get("uid", ""))
+                round_.known[spec.get("function", "")].add(spec.get("fault", {}).get("key", ""))
                 continue
             self._sort(record, round_, policies, now)
         for record in turns(round_.queued, round_.resting, policies, now):
@@ -105,10 +105,11 @@ class Waker:
         return round_
 
     async def _find(self, reflex: Reflex[Any], round_: Round) -> None:
-        async for signal in reflex.find(self._world, reflex.settings):
+        async for signal in reflex.find(replace(self._world, function=reflex.name), reflex.settings):
             round_.ill.add(signal.uid)
+            fault = fault_key(reflex.name, signal.uid, signal.episode)
             # What was put off because it seemed over is told again: it is not over.
-            if signal.uid not in round_.known[reflex.name] or signal.uid in round_.early[reflex.name]:
+            if fault not in round_.known[reflex.name] or fault in round_.early[reflex.name]:
                 round_.found[reflex.name].append(signal)
 
     async def _ledger(self) -> Book | None:
@@ -129,9 +130,9 @@ class Waker:
         return round_.blind + failures
 
     def _sort(self, record: Record, round_: Round, policies: Policies, now: datetime) -> None:
-        name, target = record.spec.function, record.spec.target.uid
+        name, fault = record.spec.function, record.spec.fault.key
         if record.status.phase != "Done" or record.final:
-            round_.known[name].add(target)
+            round_.known[name].add(fault)
         if round_.left_behind(record, now - self._core.act_within):
             round_.due[name].append(record)
         elif is_due(record, policies, now, self._core.act_within):
@@ -139,7 +140,7 @@ class Waker:
         elif record.status.phase in {"Acting", "Applied"}:
             round_.resting.append(record)
         elif record.status.phase == "Open" and record.status.guard == EARLY:
-            round_.early[name].add(target)
+            round_.early[name].add(fault)
         settled = record.status.settled_at
         if record.status.phase == "Done" and settled is not None and now - settled > self._retain:
             round_.old.append(record)
@@ -197,7 +198,7 @@ def turns(queued: Sequence[Record], resting: Sequence[Record], policies: Policie
     comes to its end, and whose turn it is, is drawn by lot, so that one that fails each time keeps nobody back.
     """
     limits = {policy.key: policy.spec.limits for policy in policies.all if policy.spec is not None}
-    busy = {record.owner_key for record in resting}
+    busy = {record.one_key for record in resting}
     taken = Counter(
         key
         for record in resting
@@ -209,10 +210,10 @@ def turns(queued: Sequence[Record], resting: Sequence[Record], policies: Policie
     for record in sorted(queued, key=lambda record: hash((record.uid, now))):
         keys = [key for key in record.status.policies if key in limits]
         spent = any(drawn[key] >= _DRAWN * (limits[key].max_in_flight - taken[key]) for key in keys)
-        if record.owner_key in busy or asked[record.owner_key] >= _DRAWN or full.intersection(keys) or spent:
+        if record.one_key in busy or asked[record.one_key] >= _DRAWN or full.intersection(keys) or spent:
             continue
         chosen.append(record)
-        asked[record.owner_key] += 1
+        asked[record.one_key] += 1
         drawn.update(keys)
     return chosen
 
@@ -224,4 +225,7 @@ def _named(record: Record) -> JSON:
 
 
 def _told(signal: Signal) -> JSON:
-    return {"namespace": signal.namespace, "name": signal.name, "uid": signal.uid, "summary": signal.summary}
+    told: JSON = {"name": signal.name, "uid": signal.uid, "summary": signal.summary}
+    if isinstance(signal, NodeSignal):
+        return {"kind": "Node", **told, "episode": signal.episode}
+    return {"namespace": signal.namespace, **told}

@@ -21,6 +21,7 @@ class World:
     cluster: Reader
     metrics: Metrics
     function: str = ""
+    home: str = "kreflex-system"
 
     async def upkeep(self, node: Node) -> Upkeep | str:
         """Tell what the policies say of a node; in words, if they contradict each other or can't be read."""
@@ -41,4 +42,5 @@ class Treatment:
     acted_at: datetime
     proof: timedelta
     episode: str = ""
+    action: str = ""
     answer: Answer | None = None
