@@ -1,6 +1,7 @@
 """Each guard by itself, by values."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,10 +15,12 @@ from kreflex.guards import (
     BudgetLeft,
     CalmEnough,
     Case,
+    Fleet,
     Frozen,
     Guard,
     InScope,
     NotUseless,
+    Paused,
     Refusal,
     Usable,
     guards,
@@ -72,9 +75,11 @@ def test_the_guards_are_asked_in_the_order_of_the_design() -> None:
     assert [type(guard) for guard in guards(api.world().cluster, CannedMetrics(), ledger)] == [
         Usable,
         Frozen,
+        Paused,
         InScope,
         NotUseless,
         BlastRadius,
+        Fleet,
         CalmEnough,
         BudgetLeft,
         Approved,
@@ -100,6 +105,20 @@ async def test_a_frozen_policy_refuses() -> None:
         "policy shop/stop is frozen",
     )
     assert await refused(Frozen(), a_case()) is None
+
+
+async def test_nothing_new_begins_while_a_policy_asks_for_a_pause() -> None:
+    asks = a_policy(pauseRequests=["the network is being changed until 18:00"])
+    refusal = await Paused().refuses(a_case(asks, a_policy("own", "shop", pauseRequests=["a sale"])))
+    because = "a pause is asked for: the network is being changed until 18:00 (all), a sale (shop/own)"
+    assert refusal == Refusal("Paused", because, NOW + MINUTE)
+    assert await refused(Paused(), a_case()) is None
+
+
+async def test_what_has_begun_goes_on_in_a_pause() -> None:
+    case = a_case(a_policy(pauseRequests=["a sale"]))
+    begun = case.record.status.model_copy(update={"phase": "Acting", "begun_at": NOW})
+    assert await refused(Paused(), replace(case, record=replace(case.record, status=begun))) is None
 
 
 # Scope
@@ -203,13 +222,15 @@ def test_a_storm_lasts_until_it_has_been_calm(times: list[datetime], until: date
     assert storm_until(times, STORM) == until
 
 
-def remediations(times: Iterable[datetime], namespace: str = "shop", function: str = FUNCTION) -> dict[str, JSON]:
-    """Records that were made at these times."""
+def remediations(
+    times: Iterable[datetime], namespace: str = "shop", function: str = FUNCTION, target: str = "shop"
+) -> dict[str, JSON]:
+    """Records that were made at these times, about objects of a namespace, or of none."""
     base = f"/apis/kreflex.dev/v1alpha1/namespaces/{namespace}/remediations"
     return {
         f"{base}/r{n}": {
             "metadata": {"creationTimestamp": stamp(time), "namespace": namespace},
-            "spec": {"function": function},
+            "spec": {"function": function, "target": {"namespace": target} if target else {}},
         }
         for n, time in enumerate(times)
     }
@@ -222,6 +243,15 @@ async def test_a_storm_of_another_namespace_or_function_is_none_here() -> None:
     assert await refused(guard, a_case(a_policy(limits=storm))) is not None
     assert await refused(guard, a_case(a_policy(limits=storm, scope={"namespaces": ["bakery"]}))) is None
     assert await refused(guard, a_case(a_policy(limits=storm, functions=["node-replacer"]))) is None
+
+
+async def test_faults_of_nodes_belong_to_no_namespace_wherever_their_records_are() -> None:
+    api = CannedApi(remediations(at(-3, -2, -1), target=""))
+    guard = CalmEnough(api.world().cluster)
+    storm = {"storm": {"faults": 2}}
+    assert await refused(guard, a_case(a_policy(limits=storm))) is not None
+    assert await refused(guard, a_case(a_policy(limits=storm, scope={"namespaces": ["shop"]}))) is None
+    assert await refused(guard, a_case(a_policy(limits=storm, scope={"excludeNamespaces": ["shop"]}))) is not None
 
 
 async def test_a_storm_refuses_and_says_when_it_is_over() -> None:
