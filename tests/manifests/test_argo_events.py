@@ -136,7 +136,7 @@ def test_each_trigger_is_repeated_until_it_is_answered_with_a_final_code() -> No
 
 
 def test_each_request_is_a_cloudevent_that_shows_who_sends_it() -> None:
-    kinds = {"pods": "resource", "records": "resource", "alerts": "webhook", "minute": "calendar"}
+    kinds = {"nodes": "resource", "pods": "resource", "records": "resource", "alerts": "webhook", "minute": "calendar"}
     for _, trigger in triggers():
         http = trigger["template"]["http"]
         assert http["headers"]["ce-specversion"] == "1.0"

@@ -20,7 +20,9 @@ every_folder = pytest.mark.parametrize("folder", [*WHOLE, *SENDERS], ids=rendere
 every_whole = pytest.mark.parametrize("folder", WHOLE, ids=rendered.name_of)
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 DECIDING = [name for name in FUNCTIONS if name != "waker"]
-PLAIN = KNATIVE / "variants" / "plain"
+PLAIN, NAMESPACED = KNATIVE / "variants" / "plain", KNATIVE / "variants" / "namespaced"
+# Nodes are in no namespace.
+NOT_NAMESPACED = {"node-replacer"}
 FILES = {
     "admission.yaml",
     "kustomization.yaml",
@@ -79,7 +81,28 @@ def test_a_function_has_a_folder_with_the_same_files_as_all(function: str) -> No
 
 @every_whole
 def test_every_function_is_installed(folder: Path) -> None:
-    assert {name for name, _ in rendered.pods_of(folder)} == set(FUNCTIONS)
+    assert {name for name, _ in rendered.pods_of(folder)} == set(installed(folder))
+
+
+def installed(folder: Path) -> list[str]:
+    """The functions that a folder installs."""
+    return [name for name in FUNCTIONS if folder != NAMESPACED or name not in NOT_NAMESPACED]
+
+
+def deciding(folder: Path) -> list[str]:
+    """Those of them that the waker calls."""
+    return [name for name in installed(folder) if name in DECIDING]
+
+
+@pytest.mark.parametrize("function", sorted(NOT_NAMESPACED))
+def test_of_what_has_no_namespace_the_namespaced_variant_leaves_nothing_but_settings(function: str) -> None:
+    found = [document for document in rendered.render(NAMESPACED) if function in str(document)]
+    assert {document["kind"] for document in found} == {"ConfigMap", "Service"}
+    (waker,) = [document for document in found if document["kind"] == "Service"]
+    assert waker["metadata"]["name"] == "waker"
+    assert {document["metadata"]["name"] for document in rendered.of_kind(NAMESPACED, "Namespace")} == {
+        "kreflex-system"
+    }
 
 
 @every_folder
@@ -227,7 +250,7 @@ def test_every_function_can_read_what_it_is_given(folder: Path, tmp_path: Path) 
 @every_whole
 def test_the_waker_asks_each_function_with_its_own_thresholds(folder: Path) -> None:
     waker = environments(folder)["waker"]
-    for function in DECIDING:
+    for function in deciding(folder):
         names = {name.upper() for name in settings_of(function).model_fields}
         assert {name: waker.get(name) for name in names} == {name: own_settings(function).get(name) for name in names}
 
@@ -241,7 +264,7 @@ def test_no_two_functions_call_two_things_by_one_name() -> None:
 @every_whole
 def test_the_waker_calls_each_function_where_it_is(folder: Path) -> None:
     urls = settings_of("waker").from_environment(environments(folder)["waker"]).urls  # type: ignore[attr-defined]
-    assert urls == {name: f"http://{name}.kreflex-system.svc.cluster.local/" for name in DECIDING}
+    assert urls == {name: f"http://{name}.kreflex-system.svc.cluster.local/" for name in deciding(folder)}
     served = {document["metadata"]["name"] for document in rendered.of_kind(folder, "ksvc", "Service")}
     assert set(urls) <= served
 
@@ -254,7 +277,7 @@ def test_the_waker_shows_a_token_that_the_functions_accept(folder: Path) -> None
     (token,) = [source["serviceAccountToken"] for source in volume["projected"]["sources"]]
     assert environment["TOKEN_FILE"] == f"{mount['mountPath']}/{token['path']}"
     assert token["audience"] == environment["CALLERS_AUDIENCE"]
-    for function in DECIDING:
+    for function in deciding(folder):
         assert "kreflex-system/waker" in environments(folder)[function]["CALLERS_ACCOUNTS"].split(",")
 
 
@@ -262,10 +285,10 @@ def test_the_waker_shows_a_token_that_the_functions_accept(folder: Path) -> None
 
 
 def test_the_namespaced_roles_are_those_that_are_computed() -> None:
-    folder = KNATIVE / "variants" / "namespaced"
-    (names,) = {environment["NAMESPACES"] for environment in environments(folder).values()}
-    written = {name: (folder / name / "rbac.yaml").read_text() for name in FUNCTIONS}
-    computed = {one.name: render(manifests(one, namespaces=names.split(","))) for one in all_rights()}
+    (names,) = {environment["NAMESPACES"] for environment in environments(NAMESPACED).values()}
+    written = {file.parent.name: file.read_text() for file in NAMESPACED.glob("*/rbac.yaml")}
+    computed = {one.name: render(manifests(one, namespaces=names.split(","))) for one in all_rights(namespaced=True)}
+    assert set(computed) == set(installed(NAMESPACED))
     assert written == computed, "run `make schemas`"
 
 
@@ -390,12 +413,33 @@ UPDATE = "dev.knative.apiserver.resource.update"
     ],
 )
 def test_the_broker_tells_restart_loop_killer_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
-    (trigger,) = [
-        document
-        for document in rendered.of_kind(TRIGGERS / "knative-eventing", "Trigger")
-        if document["metadata"]["name"] == "restart-loop-killer"
-    ]
-    assert passes({"all": trigger["spec"]["filters"]}, attributes) is wanted
+    assert told("restart-loop-killer", attributes) is wanted
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"type": UPDATE, "kind": "Node", "name": "worker-1"}, True),
+        ({"type": "dev.knative.apiserver.resource.delete", "kind": "Node", "name": "worker-1"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "node-replacer-worker-1-0123abcd"}, True),
+        ({"type": "dev.kreflex.node.replacement.answered.v1"}, True),
+        ({"type": "dev.knative.apiserver.resource.add", "kind": "Node", "name": "worker-1"}, False),
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, False),
+        ({"type": "dev.knative.apiserver.resource.delete", "kind": "Pod", "name": "cart-1"}, False),
+        ({"type": UPDATE, "kind": "Remediation", "name": "restart-loop-killer-cart-1-0123abcd"}, False),
+        ({"type": "dev.kreflex.remediation.applied.v1", "name": "node-replacer-x"}, False),
+    ],
+)
+def test_the_broker_tells_node_replacer_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
+    assert told("node-replacer", attributes) is wanted
+    assert not told("restart-loop-killer", attributes) or not wanted
+
+
+def told(function: str, attributes: dict[str, str]) -> bool:
+    """Whether the Trigger of a function lets an event with these attributes pass."""
+    triggers = rendered.of_kind(TRIGGERS / "knative-eventing", "Trigger")
+    (trigger,) = [document for document in triggers if document["metadata"]["name"] == function]
+    return passes({"all": trigger["spec"]["filters"]}, attributes)
 
 
 def passes(expression: Json, attributes: dict[str, str]) -> bool:

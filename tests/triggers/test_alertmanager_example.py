@@ -49,8 +49,35 @@ def test_what_became_of_a_remediation_is_for_people_only(amtool: Path) -> None:
     }
 
 
+def test_the_stock_rules_about_nodes_wake_the_function_for_nodes_and_people(amtool: Path) -> None:
+    stock = yaml.safe_load((TRIGGERS / "prometheus" / "stock.rules.yaml").read_text())["groups"]
+    groups = ("kubernetes-system-kubelet", "node-exporter")
+    about_nodes = {rule["alert"] for group in stock if group["name"] in groups for rule in group["rules"]}
+    assert len(about_nodes) > 4
+    for name in (*about_nodes, "KubeletDown", "NodeRAIDDegraded"):
+        assert receivers(amtool, name, node="node-1") == {"node-replacer", "people"}, name
+
+
 def test_other_alerts_are_for_people_only(amtool: Path) -> None:
-    assert receivers(amtool, "KubeNodeNotReady", node="node-1") == {"people"}
+    assert receivers(amtool, "KubeClientErrors", instance="10.0.0.1:6443") == {"people"}
+
+
+def routes_to(name: str) -> list[dict[str, object]]:
+    routes = yaml.safe_load(EXAMPLE.read_text())["route"]["routes"]
+    return [one for one in routes if one["receiver"] == name]
+
+
+def test_all_nodes_of_an_outage_come_together() -> None:
+    (route,) = routes_to("node-replacer")
+    assert route["group_by"] == ["cluster", "alertname"]
+
+
+def test_the_prometheus_operator_is_told_the_same() -> None:
+    file = TRIGGERS / "prometheus-operator" / "alertmanagerconfig.yaml"
+    for told in yaml.safe_load(file.read_text())["spec"]["route"]["routes"]:
+        (route,) = routes_to(told["receiver"])
+        matchers = [f'{one["name"]} {one["matchType"]} "{one["value"]}"' for one in told["matchers"]]
+        assert (route["matchers"], route["group_by"]) == (matchers, told["groupBy"])
 
 
 def test_the_pods_of_one_owner_come_together() -> None:
