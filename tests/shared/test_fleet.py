@@ -1,6 +1,7 @@
 """Whether a node may be touched, given all nodes. Among the cases are those of medik8s' and Karpenter's own suites."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kreflex import EvictPod
+from kreflex.cluster import Reader
+from kreflex.cordons import CordonNode, UncordonNode
+from kreflex.errors import UnavailableError
 from kreflex.fleet import (
     RECHECK,
     Complaint,
@@ -24,10 +29,26 @@ from kreflex.fleet import (
     quorum_at_risk,
     too_ill,
 )
-from kreflex.nodes import Node
+from kreflex.guards import BlastRadius, Case, Fleet, Refusal
+from kreflex.nodeactions import NodeStep
+from kreflex.nodes import Node, node_view, owner_of
+from kreflex.policy import Policy, combine
 from kreflex.upkeep import Upkeep
 from kreflex.views import JSON
-from tests.values import HOUR, MINUTE, NOW, says, stamp, the_node
+from tests.values import (
+    HOUR,
+    MINUTE,
+    NOW,
+    CannedApi,
+    a_node,
+    a_policy,
+    a_record,
+    says,
+    stamp,
+    the_node,
+    the_pod,
+    the_workload,
+)
 
 SECOND = timedelta(seconds=1)
 
@@ -801,3 +822,90 @@ def test_tells_first_what_is_about_the_node_itself() -> None:
         "ControlPlane",
     ]
     assert stopped(hands_off(fleet[0], fleet[:1], Upkeep(), NOW)) == "ControlPlane"
+
+
+# The guard
+
+
+def a_case(node: Node, *policies: Policy, begun: bool = False, action: type[NodeStep] = CordonNode) -> Case:
+    """A step of a node's remediation, which is to begin unless told otherwise."""
+    done = {"phase": "Acting", "begunAt": stamp(NOW - MINUTE)} if begun else {}
+    record = a_record(status=done)
+    step = action(because="it is ill", node=node, pool=owner_of(node.pool()))
+    return Case(step, combine(policies or (a_policy(),)), record, "kreflex-system", NOW)
+
+
+def an_api(*bodies: JSON) -> CannedApi:
+    return CannedApi({f"/api/v1/nodes/{body['metadata']['name']}": body for body in bodies})
+
+
+SICK = a_node("blue-0", sick())
+
+
+async def test_the_guard_reads_all_nodes_once_and_lets_a_node_of_a_healthy_fleet_pass() -> None:
+    api = an_api(SICK, a_node("blue-1"))
+    assert await Fleet(Reader(api)).refuses(a_case(node_view(SICK))) is None
+    assert api.calls == ["GET /api/v1/nodes"]
+
+
+async def test_the_guard_gives_the_words_and_the_time_of_what_stops_it() -> None:
+    guard = Fleet(Reader(an_api(SICK, a_node("blue-1", sick()))))
+    because = "2 of 2 nodes of pool blue are ill, 1 is tolerated (20%)"
+    assert await guard.refuses(a_case(node_view(SICK))) == Refusal("PoolBreaker", because, NOW + RECHECK)
+
+
+async def test_the_guard_takes_the_numbers_of_the_policy() -> None:
+    guard = Fleet(Reader(an_api(SICK, a_node("blue-1", sick()))))
+    most = a_policy(nodes={"maxUnhealthy": 2, "maxUnhealthyZone": "100%"})
+    assert await guard.refuses(a_case(node_view(SICK), most)) is None
+
+
+async def test_the_guard_refuses_while_policies_contradict_each_other() -> None:
+    refusal = await Fleet(Reader(an_api(SICK))).refuses(
+        a_case(node_view(SICK), a_policy(nodes={}), a_policy("b", nodes={}))
+    )
+    assert refusal is not None
+    assert (refusal.guard, refusal.because) == ("Policy", "policies all and b say when this node is ill: leave one")
+
+
+async def test_the_guard_refuses_a_node_that_has_been_replaced_under_its_name() -> None:
+    guard = Fleet(Reader(an_api(a_node("blue-0", sick(), uid="another"))))
+    because = "Node blue-0 is not among the 1 nodes"
+    assert await guard.refuses(a_case(node_view(SICK))) == Refusal("Fleet", because, NOW + MINUTE)
+
+
+async def test_the_guard_can_not_find_out_while_the_api_server_is_down() -> None:
+    api = an_api(SICK)
+    api.down = True
+    with pytest.raises(UnavailableError):
+        await Fleet(Reader(api)).refuses(a_case(node_view(SICK)))
+
+
+async def test_the_storm_cooldown_does_not_stop_what_has_begun() -> None:
+    guard = Fleet(Reader(an_api(SICK, a_node("blue-1", well(MINUTE)))))
+    fresh = await guard.refuses(a_case(node_view(SICK)))
+    assert fresh is not None
+    assert fresh.guard == "StormCooldown"
+    assert await guard.refuses(a_case(node_view(SICK), begun=True)) is None
+
+
+async def test_nothing_stops_what_takes_back() -> None:
+    guard = Fleet(Reader(an_api(SICK, a_node("blue-1", sick()))))
+    case = a_case(node_view(SICK))
+    back = UncordonNode(
+        because="it is well", node=node_view(SICK), pool=owner_of(node_view(SICK).pool()), of="a record"
+    )
+    assert await guard.refuses(replace(case, action=back)) is None
+
+
+async def test_pods_are_not_the_fleet_s_business() -> None:
+    api = an_api(SICK)
+    eviction = EvictPod("it loops", the_pod(), the_workload())
+    assert await Fleet(Reader(api)).refuses(replace(a_case(node_view(SICK)), action=eviction)) is None
+    assert api.calls == []
+
+
+async def test_replicas_do_not_count_for_a_node() -> None:
+    """How many of a pool may be ill is for the fleet's guard, and a pool does not say how many it has."""
+    ready = node_view(a_node("blue-0", says("KernelDeadlock", "True"), well()))
+    assert await BlastRadius().refuses(a_case(ready, a_policy(limits={"minHealthy": 1}))) is None
