@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lab.errors import LabError
-from lab.golang import environment, find_go
+from lab.golang import Version, asked_for, environment, find_go
 from lab.paths import PACKAGE, cache_directory
 from lab.processes import dies_with
 
@@ -45,6 +45,11 @@ class Module:
     def packages(self) -> dict[str, str]:
         """All its programs, and what each is built from."""
         return self.programs | self.peers
+
+    @property
+    def go(self) -> Version:
+        """The least Go that builds it."""
+        return asked_for(self.directory / "go.mod")
 
     @property
     def flags(self) -> list[str]:
@@ -114,6 +119,7 @@ MODULES = (
     # One program for sensors and event sources, for each links the SDKs of all clouds.
     Module("argo-events", {}, peers={"argo_events": "."}),
     Module("nats", {}, peers={"nats-server": "github.com/nats-io/nats-server/v2"}),
+    Module("karpenter", {}, peers={"karpenter": "sigs.k8s.io/karpenter/kwok"}),
 )
 
 
@@ -177,9 +183,9 @@ def build(programs: Sequence[str]) -> None:
             return
         progress = Progress(len(missing))
         progress.say(f"{len(missing)} programs have to be built once, into {cache_directory()}")
-        go = find_go(progress.say)
         for name in missing:
-            _build(module_of(name), name, go, progress)
+            module = module_of(name)
+            _build(module, name, find_go(progress.say, module.go), progress)
 
 
 @contextmanager
@@ -273,7 +279,8 @@ def _with_stub(module: Module, go: Path, log: Path) -> list[str]:
 
 def source(program: str, path: str) -> Path:
     """The folder of a Go module that a program is built from, downloaded if need be."""
-    module, go = module_of(program), find_go(Progress(0).say)
+    module = module_of(program)
+    go = find_go(Progress(0).say, module.go)
     log = cache_directory() / "logs" / f"source-{module.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     return _source(module, path, go, log)

