@@ -120,6 +120,7 @@ MODULES = (
     Module("argo-events", {}, peers={"argo_events": "."}),
     Module("nats", {}, peers={"nats-server": "github.com/nats-io/nats-server/v2"}),
     Module("karpenter", {}, peers={"karpenter": "sigs.k8s.io/karpenter/kwok"}),
+    Module("cluster-api", {}, peers={"capi_manager": "sigs.k8s.io/cluster-api/core"}),
 )
 
 
