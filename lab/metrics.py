@@ -147,6 +147,9 @@ def remediation_samples(remediation: Thing) -> Iterator[Sample]:
         **{key: status.get(key) or "" for key in ("phase", "outcome", "guard", "verdict")},
     }
     yield "kreflex_remediation_info", labels, 1
+    named = {name: labels[name] for name in ("namespace", "name")}
+    due = status.get("dueAt")
+    yield "kreflex_remediation_due_timestamp_seconds", named, datetime.fromisoformat(due).timestamp() if due else 0
 
 
 def _workload(prefix: str, thing: Thing, labels: Labels) -> Iterator[Sample]:

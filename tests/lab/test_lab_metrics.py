@@ -100,7 +100,8 @@ def test_of_a_remediation_whose_verdict_is_open() -> None:
         (
             'kreflex_remediation_info{namespace="shop",name="r",function="restart-loop-killer",'
             'phase="Applied",outcome="applied",guard="",verdict=""} 1'
-        )
+        ),
+        'kreflex_remediation_due_timestamp_seconds{namespace="shop",name="r"} 0',
     ]
 
 
