@@ -34,8 +34,8 @@ S = TypeVar("S", bound=Settings)
 END: ContextVar[float] = ContextVar("END")
 CUT_OFF = "cut off while it was done"
 LEASE, CHANGED = "Lease", "Changed"
-# Longer than any one wait; it is renewed with the steps, and given back at the end.
-_LEASE_LASTS = timedelta(hours=1)
+# Renewed in each call, given back at the end, and not for long in the way of others if we die before.
+_LEASE_LASTS = timedelta(minutes=10)
 _RECHECK = timedelta(minutes=1)
 _AGAIN = timedelta(seconds=5)
 _SHORTEST = timedelta(milliseconds=200)
@@ -55,6 +55,8 @@ class Courses(Generic[S]):
         self._guards = guards
         # Whose record names us as its holder, and is in the hands of another task of this process.
         self._busy: set[str] = set()
+        # Those that wait for something to come soon; who waits must not keep others from being served.
+        self._waiting = 0
 
     async def begin(self, record: Record, case: Case) -> Result:
         """Take the first step of a remediation that has been admitted."""
@@ -76,14 +78,11 @@ class Courses(Generic[S]):
             return await self._run(cut_off(record) if holder else record)
 
     async def _run(self, record: Record | Result) -> Result:
-        stumbles, leased = 0, False
+        stumbles, taken = 0, await self._hold(record) if isinstance(record, Record) else None
         while isinstance(record, Record):
             decision, steps = await self._arc.decide(signal_of(record)), record.status.steps
-            if isinstance(decision, Action) and not leased:
-                taken = await self._hold(record)
-                if taken is not None and not decision.undo:
-                    return await self._leave(record, _RECHECK, LEASE, taken)
-                leased = True
+            if taken is not None and isinstance(decision, Action) and not decision.undo:
+                return await self._leave(record, _RECHECK, LEASE, taken)
             record = await self._next(record, decision)
             if isinstance(record, Record):
                 idle = isinstance(decision, Action) and record.status.steps == steps
@@ -146,9 +145,13 @@ class Courses(Generic[S]):
     async def _pause(self, record: Record, decision: Defer) -> Record | Result:
         """Wait here for what comes soon; what takes longer is left to whoever is woken for it."""
         wait = max(decision.until - self._arc.world.now(), _SHORTEST)
-        if _left() < wait:
+        if _left() < wait or self._waiting >= self._arc.core.concurrency // 2:
             return await self._leave(record, wait, EARLY, decision.because)
-        await asyncio.sleep(wait.total_seconds())
+        self._waiting += 1
+        try:
+            await asyncio.sleep(wait.total_seconds())
+        finally:
+            self._waiting -= 1
         return record
 
     async def _leave(self, record: Record, wait: timedelta, guard: str, because: str) -> Result:
@@ -268,6 +271,7 @@ def signal_of(record: Record) -> Signal:
 
 def _course(record: Record) -> Course | None:
     status = record.status
-    if status.begun_at is None:
+    # One that was put back before its first step has begun nothing.
+    if not record.begun or status.begun_at is None:
         return None
     return Course(record.name, status.begun_at, status.steps, status.answer)
