@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from kreflex.nodes import Node, NodeCondition, Taint
-from kreflex.upkeep import IllWhen, Upkeep
+from kreflex.upkeep import Upkeep
 from kreflex.views import time_of
 
 # Karpenter asks again after this time, too: https://github.com/kubernetes-sigs/karpenter, node/legacyrepair.
@@ -52,7 +52,7 @@ def complaints(node: Node, upkeep: Upkeep) -> tuple[Complaint, ...]:
 
 def ill(node: Node, upkeep: Upkeep) -> bool:
     """Tell whether a node suffers from anything now, for however short a time."""
-    return any(_rules(said, upkeep) for said in node.conditions)
+    return any((said.type, said.status) in upkeep.matrix for said in node.conditions)
 
 
 def deadline(node: Node, upkeep: Upkeep) -> datetime | None:
@@ -68,22 +68,18 @@ def episode(complaint: Complaint) -> str:
 
 def booting(node: Node, upkeep: Upkeep, now: datetime) -> bool:
     """Tell whether a node is still starting: it has never been Ready, and its time for that is not over."""
-    return _never_ready(node) and now < node.created + upkeep.startup
+    return now < node.created + upkeep.startup and _never_ready(node)
 
 
 def _complaint(node: Node, said: NodeCondition, upkeep: Upkeep) -> Complaint | None:
-    rules = _rules(said, upkeep)
-    if not rules:
+    patience = upkeep.matrix.get((said.type, said.status))
+    if patience is None:
         return None
     since = _since(node, said)
-    due = since + min(rule.for_ for rule in rules)
+    due = since + patience
     if _never_ready(node):
         due = max(due, node.created + upkeep.startup)
     return Complaint(said.type, said.status, since, due, said.reason)
-
-
-def _rules(said: NodeCondition, upkeep: Upkeep) -> list[IllWhen]:
-    return [rule for rule in upkeep.conditions if (rule.type, rule.status) == (said.type, said.status)]
 
 
 def _since(node: Node, said: NodeCondition) -> datetime:
@@ -159,7 +155,8 @@ def too_ill(node: Node, fleet: Iterable[Node], upkeep: Upkeep, now: datetime, *,
     Then one cause is likely, and it is not in the nodes. A remediation that has `begun` does not wait for the storm
     cooldown.
     """
-    breakers = _breakers(node, [_case(one, upkeep) for one in fleet if _counts(one, upkeep, now)], upkeep)
+    cases = [case for one in fleet if (case := _case(one, upkeep, now)) is not None]
+    breakers = _breakers(node, cases, upkeep)
     for breaker in breakers:
         if breaker.ill > breaker.limit:
             return Stop(breaker.name, breaker.words(breaker.ill, "is" if breaker.ill == 1 else "are"), now + RECHECK)
@@ -179,20 +176,19 @@ def _cooldown(breakers: Iterable[_Breaker], upkeep: Upkeep, now: datetime) -> St
     return Stop("StormCooldown", because, calm_at)
 
 
-def _counts(node: Node, upkeep: Upkeep, now: datetime) -> bool:
-    """Tell whether a node counts as one of its pool: not while it boots, nor when it leaves in good health."""
-    return not booting(node, upkeep, now) and (not node.terminating or ill(node, upkeep))
+def _case(node: Node, upkeep: Upkeep, now: datetime) -> _Case | None:
+    """Tell a node's history; None if it does not count: while it boots, and when it leaves in good health."""
+    since = [_since(node, c) for c in node.conditions if (c.type, c.status) in upkeep.matrix]
+    if booting(node, upkeep, now) or (node.terminating and not since):
+        return None
+    return _Case(node, min(since, default=None), _healed(node, upkeep))
 
 
-def _case(node: Node, upkeep: Upkeep) -> _Case:
-    kinds = {rule.type for rule in upkeep.conditions} & KUBELETS
-    booted = node.created + upkeep.startup
-    healed = [c.since for c in node.conditions if c.type in kinds and not _rules(c, upkeep) and c.since is not None]
-    return _Case(
-        node,
-        since=min((one.since for one in complaints(node, upkeep)), default=None),
-        healed=max((at for at in healed if at >= booted), default=None),
-    )
+def _healed(node: Node, upkeep: Upkeep) -> datetime | None:
+    """Tell when a node has healed last, as far as it shows; to become Ready for the first time is no healing."""
+    kinds, booted = {kind for kind, _ in upkeep.matrix} & KUBELETS, node.created + upkeep.startup
+    times = [c.since for c in node.conditions if c.type in kinds and (c.type, c.status) not in upkeep.matrix]
+    return max((at for at in times if at is not None and at >= booted), default=None)
 
 
 def _breakers(node: Node, cases: Sequence[_Case], upkeep: Upkeep) -> tuple[_Breaker, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -120,6 +123,13 @@ class Upkeep(Part):
     ladder: tuple[Rung, ...] = Field(
         LADDER, min_length=1, description="Tried in turn; the last rung is always a person."
     )
+
+    @cached_property
+    def matrix(self) -> Mapping[tuple[str, str], timedelta]:
+        """How long each condition, by type and status, may last; of two rules for one the shorter counts."""
+        return {
+            (rule.type, rule.status): rule.for_ for rule in sorted(self.conditions, key=lambda r: r.for_, reverse=True)
+        }
 
     @model_validator(mode="after")
     def _one_breaker(self) -> Upkeep:
