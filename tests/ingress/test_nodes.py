@@ -1,6 +1,8 @@
 """What senders say of nodes, through the real ASGI application."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -378,6 +380,13 @@ async def answered(caller: Caller, data: Any, **about: str) -> Answer:
 async def test_reads_an_answer(caller: Caller, said: JSON, understood: JSON) -> None:
     answer = await answered(caller, {**ANSWER, **said})
     assert (answer.json["answered"], answer.json["signals"]) == ([{**READ, **understood}], [])
+
+
+async def test_the_documented_answer_is_one(caller: Caller) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "functions" / "node-replacer.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (told,) = (await answered(caller, json.loads(example))).json["answered"]
+    assert (told["outcome"], told["powered_off"]) == ("Done", True)
 
 
 async def test_an_answer_belongs_to_its_own_trace_also_in_a_batch(caller: Caller) -> None:

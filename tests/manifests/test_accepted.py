@@ -1,6 +1,7 @@
 """A real API server that knows the kinds of Knative, Argo and Prometheus accepts each folder that people apply."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def test_can_be_applied(cluster: ControlPlane, folder: Path) -> None:
     config = f"--kubeconfig={cluster.kubeconfig}"
     answer = rendered.run(config, "apply", "--server-side", "--validate=strict", "--force-conflicts", "-k", folder)
     assert len(answer.stdout.splitlines()) == len(rendered.render(folder))
+
+
+def test_removing_it_leaves_what_others_use_too(cluster: ControlPlane) -> None:
+    page = (rendered.ROOT / "docs" / "install.md").read_text()
+    (selector,) = re.findall(r"^kubectl delete -k knative/install --selector '(.*)' ", page, re.MULTILINE)
+    selected = ("delete", "-k", rendered.INSTALL, "--selector", selector)
+    config = f"--kubeconfig={cluster.kubeconfig}"
+    rendered.run(config, "apply", "--server-side", "--force-conflicts", "-k", rendered.INSTALL)
+    removed = rendered.run(config, *selected, "--dry-run=server", "--ignore-not-found").stdout
+    assert 'namespace "kreflex-system" deleted' in removed
+    assert 'namespace "medik8s-leases"' not in removed
 
 
 def test_the_namespace_lets_all_pods_in(cluster: ControlPlane) -> None:

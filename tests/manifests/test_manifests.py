@@ -314,6 +314,22 @@ def test_the_rehearsal_holds_whatever_other_policies_say() -> None:
     assert (effective.mode, effective.allows_owner("DaemonSet")) == ("DryRun", True)
 
 
+def test_the_documented_policy_for_nodes_is_one() -> None:
+    page = (rendered.ROOT / "docs" / "functions" / "node-replacer.md").read_text()
+    found = re.search(r"<!-- example: nodes -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert found
+    spec = PolicySpec.model_validate(yaml.safe_load(found[1])["spec"])
+    assert spec.nodes is not None
+    assert (spec.owners, spec.nodes.max_unhealthy) == (("Node",), "20%")
+
+
+@every_function
+def test_each_setting_of_a_function_is_explained(function: str) -> None:
+    page = (rendered.ROOT / "docs" / "functions" / f"{function}.md").read_text()
+    names = [name.upper() for name in settings_of(function).model_fields]
+    assert [name for name in names if f"| `{name}` |" not in page] == []
+
+
 def test_each_setting_of_the_core_is_explained() -> None:
     page = (rendered.ROOT / "docs" / "install.md").read_text()
     assert [name for name in CoreSettings.model_fields if f"`{name.upper()}`" not in page] == []
