@@ -53,10 +53,10 @@ tests-of-the-rest:
 	@mkdir -p .pytest_cache; status=0; $(BIN)/pytest --ignore-glob='tests/cluster/test_[a-kor]*' >.pytest_cache/rest.log 2>&1 || status=$$?; \
 	cat .pytest_cache/rest.log; exit $$status
 
-test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS the first time)
+test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS, Karpenter and others the first time)
 	@$(BIN)/python -m lab build --peers
 	@$(BIN)/pytest tests/peers
-	@echo 'SKIPPED, LOUDLY: Karpenter, Argo Rollouts and Helm: no function works with them yet.'
+	@echo 'SKIPPED, LOUDLY: Argo Rollouts and Helm: no function works with them yet.'
 
 test-real: setup ## Tests on a real node
 	@echo 'SKIPPED, LOUDLY: no test runs on a real node yet.'

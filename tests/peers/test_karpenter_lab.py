@@ -154,6 +154,18 @@ async def test_a_silent_node_goes_with_its_claim_and_nothing_is_evicted(pool: Po
     assert pool.place.evictions() == []
 
 
+async def test_pods_of_a_silent_node_that_are_evicted_get_another_at_once(pool: Pool) -> None:
+    await pool.create()
+    (pod,) = await pool.shop(1)
+    (claim,) = await pool.ready_claims(1)
+    await nodes.break_node(pool.place.plane.api, claim["status"]["nodeName"], nodes.SILENT)
+    await nodes.shows(pool.place.plane.api, claim["status"]["nodeName"], "Ready", "Unknown", 60)
+    await evict(pool, pod)
+    await pool.delete(claim)
+    await pool.ready_claims(1, without=claim["metadata"]["uid"], patience=20)
+    assert pool.place.evictions() == [pod["metadata"]["uid"]]
+
+
 async def test_a_pool_of_a_fixed_size_is_filled_up_again_without_any_pod(pool: Pool) -> None:
     await pool.create(replicas=3)
     (first, *_) = await pool.ready_claims(3)
@@ -213,6 +225,14 @@ async def forbid_disruptions(pool: Pool) -> None:
         return bool(status.get("expectedPods") == 1)
 
     await eventually(holds, "the budget of the shop")
+
+
+async def evict(pool: Pool, pod: Json) -> None:
+    """Ask a pod to leave, though nobody on its node hears it."""
+    name, options = pod["metadata"]["name"], {"preconditions": {"uid": pod["metadata"]["uid"]}}
+    path = f"/api/v1/namespaces/{pool.place.name}/pods/{name}/eviction"
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}, "deleteOptions": options}
+    await pool.place.plane.api.post(path, eviction)
 
 
 async def refused_evictions(pool: Pool) -> int:
