@@ -32,7 +32,13 @@ _STEPS = (
     ("ledger", re.compile(r"^PUT .*/configmaps/kreflex-ledger$")),
     ("eviction", re.compile(r"^POST .*/eviction$")),
     ("event", re.compile(r"^POST .*/events$")),
+    ("lease", re.compile(r"^POST .*/leases$")),
+    ("renewal", re.compile(r"^PUT .*/leases/[^/]+$")),
+    ("release", re.compile(r"^DELETE .*/leases/[^/]+$")),
+    ("bound", re.compile(r"^PATCH .*/(nodeclaims|machines)/[^/]+$")),
+    ("replacement", re.compile(r"^DELETE .*/(nodeclaims|machines)/[^/]+$")),
 )
+_NODE = re.compile(r"^PATCH /api/v1/nodes/[^/]+$")
 _STATUS = re.compile(r"^PATCH .*/remediations/[^/]+/status$")
 _PARTS = re.compile(
     r"^(?P<base>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+)(?=/))?"
@@ -59,13 +65,16 @@ class Call:
     def step(self) -> str:
         """Which step of a remediation it is.
 
-        Writes: record, ledger, Open, Acting, eviction, Applied, Done, event. Others by what they do: `read pods`, `list
-        remediations`, `delete remediations`, `create tokenreviews`.
+        Writes: record, ledger, Open, Acting, eviction, Applied, Done, event; of a node also lease, renewal, cordon,
+        taint, bound (of its drain), replacement, uncordon, untaint, release. Others by what they do: `read pods`,
+        `list remediations`, `delete remediations`, `create tokenreviews`.
         """
         line = f"{self.method} {self.path}"
         if _STATUS.match(line):
             phase: str = json.loads(self.body)["status"]["phase"]
             return phase
+        if _NODE.match(line):
+            return _node_step(json.loads(self.body).get("spec", {}))
         return next((name for name, pattern in _STEPS if pattern.match(line)), self._plain_step())
 
     def _plain_step(self) -> str:
@@ -102,6 +111,12 @@ class Call:
         if not namespace or not found or not whole:
             return path
         return path.replace(self.path, f"{found['base']}/namespaces/{namespace}/{found['plural']}", 1)
+
+
+def _node_step(spec: dict[str, object]) -> str:
+    if "unschedulable" in spec:
+        return "cordon" if spec["unschedulable"] else "uncordon"
+    return "taint" if spec.get("taints") else "untaint"
 
 
 Chosen = Callable[[Call], bool]

@@ -20,6 +20,8 @@ from lab.troubles import LONG, SHORT, TROUBLES, Trouble
 
 PODS = "/api/v1/namespaces/shop/pods"
 RECORDS = "/apis/kreflex.dev/v1alpha1/namespaces/shop/remediations"
+NODE, CLAIM = "/api/v1/nodes/blue-1", "/apis/karpenter.sh/v1/nodeclaims/blue-1"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
@@ -41,6 +43,16 @@ def call(method: str, path: str, body: Any = None) -> Call:
         (call("POST", f"{PODS}/cart-1/eviction"), "eviction"),
         (call("POST", "/apis/events.k8s.io/v1/namespaces/shop/events"), "event"),
         (call("POST", "/apis/authentication.k8s.io/v1/tokenreviews"), "create tokenreviews"),
+        (call("PATCH", NODE, {"spec": {"unschedulable": True}}), "cordon"),
+        (call("PATCH", NODE, {"spec": {"unschedulable": None}}), "uncordon"),
+        (call("PATCH", NODE, {"spec": {"taints": [{"key": "a"}]}}), "taint"),
+        (call("PATCH", NODE, {"spec": {"taints": None}}), "untaint"),
+        (call("GET", NODE), "read nodes"),
+        (call("POST", LEASES), "lease"),
+        (call("PUT", f"{LEASES}/node-blue-1"), "renewal"),
+        (call("DELETE", f"{LEASES}/node-blue-1"), "release"),
+        (call("PATCH", CLAIM, {"metadata": {}}), "bound"),
+        (call("DELETE", CLAIM), "replacement"),
     ],
 )
 def test_a_call_is_known_by_its_step(made: Call, step: str) -> None:
