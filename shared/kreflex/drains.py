@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from kreflex.actions import PRECONDITIONS, BlockedError, evict, register
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import ConflictError, DeniedError, GoneError, UnavailableError
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, UnavailableError
 from kreflex.nodeactions import NodeStep
 from kreflex.rule import Check, Rule
 from kreflex.upkeep import Drain
@@ -139,7 +139,7 @@ class EvictPods(NodeStep):
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing to undo
         """Evict the pods as they were read; tells how many went, and what keeps the others."""
-        return await _Evictions(writer, reader, self.most, self.max_grace).of(self.pods)
+        return str(await _Evictions(writer, reader, self.most, self.max_grace).of(self.pods))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,11 @@ class RestartNetworkPod(NodeStep):
     past: ClassVar[str] = "RestartedNetworkPods"
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing to undo
-        """Evict them as they were read; tells which."""
-        note = await _Evictions(writer, reader).of(self.pods)
-        return f"{note}: {_several(sorted(pod.ref.name for pod in self.pods))}"
+        """Evict them as they were read; tells which. Nothing is done when all of them have changed since."""
+        done = await _Evictions(writer, reader).of(self.pods)
+        if done.all_changed:
+            raise ConflictError(f"the network pods of {self.target} have changed since they were looked at", 409)
+        return f"{done}: {_several(pod.ref.name for pod in self.pods)}"
 
 
 class _Evictions:
@@ -169,10 +171,15 @@ class _Evictions:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._counts: Counter[str] = Counter()
         self._kept: dict[str, list[str]] = defaultdict(list)
-        self._broken: UnavailableError | None = None
+        self._broken: KreflexError | None = None
 
-    async def of(self, pods: Sequence[Pod]) -> str:
-        """Evict them; raises UnavailableError, once all that are under way are done."""
+    @property
+    def all_changed(self) -> bool:
+        """True if no pod was as it had been read."""
+        return set(self._counts) == {"changed"}
+
+    async def of(self, pods: Sequence[Pod]) -> Self:
+        """Evict them; what is wrong with more than one pod is raised once all that are under way are done."""
         groups: dict[str, list[Pod]] = defaultdict(list)
         for pod in pods:
             groups[pod.controller.uid if pod.controller else pod.ref.uid].append(pod)
@@ -181,7 +188,7 @@ class _Evictions:
                 tasks.create_task(self._empty(group))
         if self._broken is not None:
             raise self._broken
-        return self._told()
+        return self
 
     async def _empty(self, group: list[Pod]) -> None:
         async with self._turns:
@@ -211,7 +218,7 @@ class _Evictions:
         except DeniedError:
             # Of this pod alone: a webhook may move it away in its own way, as KubeVirt's does.
             return self._keep("denied", pod)
-        except UnavailableError as error:
+        except (ApiError, UnavailableError) as error:
             self._broken = error
             return "unknown"
         return "evicted"
@@ -224,7 +231,7 @@ class _Evictions:
         self._kept[why].append(_short(pod))
         return why
 
-    def _told(self) -> str:
+    def __str__(self) -> str:
         counts = [("evicted", self._counts["evicted"])]
         counts += [(what, self._counts[what]) for what in _TOLD if self._counts[what]]
         return ", ".join(self._count(what, count) for what, count in counts)
@@ -246,7 +253,7 @@ def _short(pod: Pod) -> str:
 
 
 def _several(names: Iterable[str]) -> str:
-    unique = list(dict.fromkeys(names))
+    unique = sorted(set(names))
     more = f" and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
     return ", ".join(unique[:_NAMED]) + more
 

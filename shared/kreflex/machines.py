@@ -282,6 +282,8 @@ class _Replace(NodeAction):
 
     async def _delete(self, writer: Writer, notes: Mapping[str, str]) -> str:
         ref, version = self.behind.ref, self.behind.resource_version
+        if self.behind.terminating:
+            return f"{ref} is on its way out already"
         if self.behind.held:
             raise ConflictError(f"{ref} must be left alone: {self.behind.held}", 409)
         if notes:

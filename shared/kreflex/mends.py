@@ -86,7 +86,7 @@ async def remediation_of(node: Node, template: Template, reader: Reader) -> Mend
 
 def _metal3(status: JSON) -> bool | None:
     """Metal3's remediation has no conditions, and of success it says nothing."""
-    return False if status.get("phase") in {"Deleting", "Failed", "Deleting machine"} else None
+    return False if status.get("phase") in {"Deleting", "Failed"} else None
 
 
 def _kind(template: Template) -> str:
