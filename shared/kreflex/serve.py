@@ -36,9 +36,9 @@ from kreflex.policy import load_policies
 from kreflex.prom import Metrics
 from kreflex.readiness import LIFETIME, Readiness
 from kreflex.records import Record
-from kreflex.reflex import Arc, Reflex, Result, handle_all
+from kreflex.reflex import Arc, Asked, Reflex, Result, handle_all
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Resolved, Signal
+from kreflex.signals import Answered, Delivery, NodeSignal, PodSignal, Resolved, Signal
 from kreflex.views import JSON
 from kreflex.waking import Waker
 from kreflex.world import Treatment, World
@@ -248,7 +248,7 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
     delivery = _heeded(arc.reflex, delivery)
     if delivery.ignored:
         log.info("request.ignored", count=len(delivery.ignored), why=list(delivery.ignored[:5]), **delivery.about)
-    asked: tuple[Signal | Due | Resolved, ...] = (*delivery.signals, *delivery.due, *delivery.resolved)
+    asked: tuple[Asked, ...] = (*delivery.signals, *delivery.due, *delivery.resolved, *delivery.answered)
     results, errors = await handle_all(arc, asked, arc.core.time_budget)
     for result in results:
         figures.SIGNALS.add(result.outcome)

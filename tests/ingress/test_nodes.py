@@ -382,6 +382,14 @@ async def test_reads_an_answer(caller: Caller, said: JSON, understood: JSON) -> 
     assert (answer.json["answered"], answer.json["signals"]) == ([{**READ, **understood}], [])
 
 
+async def test_an_answer_that_nothing_waits_for_costs_the_read_of_one_record(caller: Caller) -> None:
+    answer = await structured(caller, [{**event_attributes(type=ANSWERED), "data": ANSWER}], "/nodes", "-batch+json")
+    (result,) = answer.json["results"]
+    assert (result["outcome"], result["because"]) == ("skipped", "nothing waits for that answer")
+    path = "/apis/kreflex.dev/v1alpha1/namespaces/kreflex-system/remediations"
+    assert API.calls == [f"GET {path}/{ANSWER['record']}"]
+
+
 async def test_the_documented_answer_is_one(caller: Caller) -> None:
     page = (Path(__file__).parents[2] / "docs" / "functions" / "node-replacer.md").read_text()
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
