@@ -469,6 +469,13 @@ def test_an_ill_node_that_has_healed_of_something_else_was_ill_all_the_time() ->
     )
 
 
+def test_a_node_is_ill_since_its_first_complaint() -> None:
+    rules = a_matrix(("Ready", "Unknown", "5m"), ("KernelDeadlock", "True", "5m"))
+    first = the_node("blue-0", sick(MINUTE), says("KernelDeadlock", "True", 8 * MINUTE))
+    fleet = [first, *some(5, well(), well(3 * MINUTE))[1:]]
+    assert stopped(too_ill(first, fleet, rules, NOW)) == "StormCooldown"
+
+
 def test_a_storm_runs_its_course() -> None:
     """Medik8s' case: seven nodes of which four have to be healthy, and a cooldown."""
     upkeep = an_upkeep(minHealthy=4, stormCooldown="10m", maxUnhealthyZone="100%")
