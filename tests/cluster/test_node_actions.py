@@ -810,9 +810,10 @@ async def machine(lab: Lab, api: str = f"{CAPI}/v1beta2", **about: Any) -> tuple
     node = await lab.node(annotations=noted, provider_id="lab://{name}")
     owner: list[kit.Json] = [_owner(f"{group}/v1beta1", "MachineSet", "set", controller=True)]
     for kind in ("Cluster", "MachineDeployment", "MachineSet") if group == CAPI else ():
-        path, body = f"/apis/{api}/namespaces/{place}/{kind.lower()}s", about.get(f"{kind.lower()}s")
+        plural = f"{kind.lower()}s"
         meta = {"name": NAMES[kind], "ownerReferences": owner if kind == "MachineSet" else []}
-        made = await lab.plane.api.post(path, merged({"apiVersion": api, "kind": kind, "metadata": meta}, body))
+        whole = merged({"apiVersion": api, "kind": kind, "metadata": meta}, about.get(plural))
+        made = await lab.plane.api.post(f"/apis/{api}/namespaces/{place}/{plural}", whole)
         # By its UID: the garbage collector looks whether owners are there.
         owner = [{**_owner(api, kind, NAMES[kind], controller=True), "uid": made["metadata"]["uid"]}]
     body = {
