@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from functions.node_replacer import main as replacer
 from kreflex.nodes import MARK
-from kreflex.reflex import Arc, Result
+from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES
 from kreflex.signals import Due, NodeSignal
 from lab import audit, claims, nodes
@@ -21,6 +21,7 @@ from tests import kit
 
 assert replacer.main is not None
 HOME = "kreflex-system"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
 RECORDS = f"/apis/kreflex.dev/v1alpha1/namespaces/{HOME}/remediations"
 POLICY = "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies/nodes"
 REFLEX = replace(REFLEXES["node-replacer"], settings=replacer.NodeReplacerSettings(silent_after=timedelta(seconds=5)))
@@ -37,7 +38,8 @@ class Farm:
     async def policy(self, nodes: dict[str, Any] | None = None, **spec: Any) -> None:
         """Set the policy for nodes: Auto and quick, unless told otherwise; it holds when this returns."""
         limits = {"cooldown": "0s", "rates": [], "maxInFlight": 5, **spec.pop("limits", {})}
-        upkeep = {"conditions": QUICK, "maxUnhealthy": 1, "stormCooldown": "1s", "startup": "1s", **(nodes or {})}
+        times = {"stormCooldown": "1s", "startup": "1s"}
+        upkeep = {"conditions": QUICK, "maxUnhealthy": 1, "maxUnhealthyZone": "100%", **times, **(nodes or {})}
         common = {"functions": ["node-replacer"], "mode": "Auto", "owners": ["Node"], "proof": "1s"}
         body = {
             "apiVersion": "kreflex.dev/v1alpha1",
@@ -48,11 +50,47 @@ class Farm:
         await self.plane.api.apply(POLICY, body)
         await asyncio.sleep(1.1)  # The core may share a reading of the policies for a second.
 
-    async def record(self) -> dict[str, Any]:
-        """Read the newest record."""
-        items = (await self.plane.api.get(RECORDS))["items"]
+    async def record(self, node: str) -> dict[str, Any]:
+        """Read the newest record of a node."""
+        items = [one for one in (await self.plane.api.get(RECORDS))["items"] if one["spec"]["target"]["name"] == node]
         newest: dict[str, Any] = max(items, key=lambda item: item["metadata"]["creationTimestamp"])
         return newest
+
+    async def the_node(self, name: str) -> dict[str, Any]:
+        found = await self.node(name)
+        assert found is not None
+        return found
+
+    async def lease(self, node: str) -> dict[str, Any]:
+        """Read the Lease by which those who remediate nodes keep out of each other's way."""
+        return await self.plane.api.get(f"{LEASES}/node-{node}")
+
+    async def tidy(self) -> None:
+        """See that nothing of ours is left on any node, and take the test's nodes away."""
+        assert (await self.plane.api.get(LEASES))["items"] == []
+        for node in (await self.plane.api.get("/api/v1/nodes"))["items"]:
+            assert not node["spec"].get("unschedulable"), node["metadata"]["name"]
+            assert MARK not in node["metadata"].get("annotations", {})
+        self.cloud.replaces = False
+        for claim in (await self.plane.api.get(claims.CLAIMS))["items"]:
+            await self.plane.api.delete(f"{claims.CLAIMS}/{claim['metadata']['name']}")
+
+        async def gone() -> bool:
+            return not (await self.plane.api.get("/api/v1/nodes"))["items"]
+
+        await eventually(gone, "an empty fleet")
+        self.cloud.replaces = True
+
+    def touched(self, *names: str) -> list[str]:
+        """Tell what was written by the function to these nodes and what stands behind them."""
+        return [
+            f"{entry['verb']} {entry['requestURI']}"
+            for entry in audit.entries(self.plane.audit_log)
+            if entry["user"]["username"].endswith(":node-replacer")
+            and entry["verb"] in {"patch", "update", "delete", "create"}
+            and entry["objectRef"].get("resource") in {"nodes", "nodeclaims"}
+            and entry["objectRef"].get("name") in names
+        ]
 
     async def node(self, name: str) -> dict[str, Any] | None:
         return await self.plane.api.find(f"/api/v1/nodes/{name}")
@@ -78,44 +116,280 @@ async def farm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Farm]:
 
 
 @asynccontextmanager
-async def arc(farm: Farm) -> AsyncIterator[Arc[Any]]:
-    async with kit.arc_of(farm.plane, REFLEX, time_budget="20s") as made:
+async def arc(farm: Farm, time_budget: str = "20s") -> AsyncIterator[Arc[Any]]:
+    async with kit.arc_of(farm.plane, REFLEX, time_budget=time_budget) as made:
         yield made
 
 
-async def settled(farm: Farm, arc: Arc[Any], name: str, patience: float = 60) -> Result:
-    """Wake the function for a node's record, as the waker would, until it is Done."""
+async def woken(farm: Farm, arc: Arc[Any], node: str) -> dict[str, Any]:
+    """Say that a node is ill, and give the record that this has led to."""
+    await arc.handle(NodeSignal(node))
+    return await farm.record(node)
 
-    async def done() -> Result | None:
-        record = await farm.record()
-        if record["status"]["phase"] == "Done":
-            return Result(name, record["status"]["outcome"], record["status"].get("verdictReason", ""))
-        await arc.handle(Due(HOME, record["metadata"]["name"]))
-        return None
 
-    found: Result = await eventually(done, f"an end for {name}", patience, 0.5)
+async def settled(farm: Farm, arc: Arc[Any], *names: str, patience: float = 60) -> list[dict[str, Any]]:
+    """Wake the function for the nodes' records, as the waker would, until all are Done; the records."""
+
+    async def done() -> list[dict[str, Any]] | None:
+        records = [await farm.record(name) for name in names]
+        rest = [one for one in records if one["status"]["phase"] != "Done"]
+        for record in rest:
+            await arc.handle(Due(HOME, record["metadata"]["name"]))
+        return None if rest else records
+
+    found: list[dict[str, Any]] = await eventually(done, f"an end for {names}", patience, 0.5)
     return found
+
+
+async def falls_ill(farm: Farm, *names: str, fault: str = "not-ready") -> None:
+    """Break nodes, and wait until the cluster says so for long enough."""
+    await nodes.break_nodes(farm.plane.api, names, fault)
+    status = "Unknown" if fault == "unknown" else "False"
+    for name in names:
+        await nodes.shows(farm.plane.api, name, "Ready", status)
+    await asyncio.sleep(1.5)
+
+
+def steps(record: dict[str, Any]) -> list[str]:
+    return [step["action"] for step in record["status"].get("steps", [])]
+
+
+async def a_shop(farm: Farm, replicas: int, **spec: Any) -> kit.Place:
+    place = await kit.place(farm.plane)
+    body = kit.deployment("shop", replicas, **spec)
+    await farm.plane.api.post(f"/apis/apps/v1/namespaces/{place.name}/deployments", body)
+    await place.ready_pods("shop", replicas)
+    return place
+
+
+async def guarded(place: kit.Place, **spec: Any) -> None:
+    """Put a PodDisruptionBudget over the shop, and wait until it counts."""
+    path = f"/apis/policy/v1/namespaces/{place.name}/poddisruptionbudgets"
+    selector = {"matchLabels": {"app": "shop"}}
+    await place.plane.api.post(path, {"metadata": {"name": "shop"}, "spec": {"selector": selector, **spec}})
+
+    async def counted() -> bool:
+        return bool((await place.plane.api.get(f"{path}/shop")).get("status", {}).get("observedGeneration"))
+
+    await eventually(counted, "a budget that counts")
+
+
+def only_on(pool: str) -> dict[str, Any]:
+    """Pods for the nodes of one pool."""
+    return {"nodeSelector": {claims.POOL: pool}}
 
 
 async def test_a_node_that_is_not_ready_is_emptied_replaced_and_its_pool_is_whole_again(farm: Farm) -> None:
     await farm.policy()
     names = await farm.cloud.pool("blue", 3)
-    place = await kit.place(farm.plane)
-    await farm.plane.api.post(f"/apis/apps/v1/namespaces/{place.name}/deployments", kit.deployment("shop", 6))
-    await place.ready_pods("shop", 6)
-    await nodes.break_node(farm.plane.api, names[0], "not-ready")
-    await nodes.shows(farm.plane.api, names[0], "Ready", "False")
-    await asyncio.sleep(1.5)
-    async with arc(farm) as woken:
-        await woken.handle(NodeSignal(names[0]))
-        await settled(farm, woken, names[0])
-    record = await farm.record()
+    place = await a_shop(farm, 6, **only_on("blue"))
+    await falls_ill(farm, names[0])
+    async with arc(farm) as replacer_:
+        await woken(farm, replacer_, names[0])
+        (record,) = await settled(farm, replacer_, names[0])
     assert record["status"]["verdict"] == "Recovered"
+    assert steps(record) == ["CordonNode", "EvictPods", "DeleteNodeClaim"]
     assert await farm.node(names[0]) is None
-    assert [step["action"] for step in record["status"]["steps"]] == ["CordonNode", "EvictPods", "DeleteNodeClaim"]
-    assert not any(MARK in node["metadata"].get("annotations", {}) for node in await everyone(farm))
+    assert sorted(set(place.evictions())) == sorted(place.evictions()) != []
+    await farm.tidy()
 
 
-async def everyone(farm: Farm) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = (await farm.plane.api.get("/api/v1/nodes"))["items"]
-    return items
+async def test_a_silent_node_is_replaced_without_a_drain(farm: Farm) -> None:
+    await farm.policy()
+    (name, *_) = await farm.cloud.pool("silent", 2)
+    place = await a_shop(farm, 4, **only_on("silent"))
+    await falls_ill(farm, name, fault="unknown")
+    async with arc(farm) as replacer_:
+        await woken(farm, replacer_, name)
+        (record,) = await settled(farm, replacer_, name)
+    assert (record["status"]["verdict"], steps(record)) == ("Recovered", ["CordonNode", "DeleteNodeClaim"])
+    assert place.evictions() == []
+    await farm.tidy()
+
+
+async def test_a_node_that_heals_while_it_is_emptied_is_uncordoned_and_kept(farm: Farm) -> None:
+    await farm.policy()
+    (name,) = await farm.cloud.pool("heals", 1)
+    place = await a_shop(farm, 2, **only_on("heals"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with arc(farm, time_budget="6s") as replacer_:
+        begun = await woken(farm, replacer_, name)
+        assert (begun["status"]["phase"], steps(begun)) == ("Acting", ["CordonNode", "EvictPods"])
+        assert (await farm.the_node(name))["spec"]["unschedulable"] is True
+        assert (await farm.lease(name))["spec"]["holderIdentity"] == f"kreflex/{begun['metadata']['name']}"
+        await nodes.heal_node(farm.plane.api, name)
+        await nodes.shows(farm.plane.api, name, "Ready", "True")
+        (record,) = await settled(farm, replacer_, name)
+    assert (record["status"]["verdict"], steps(record)[-1]) == ("Recovered", "UncordonNode")
+    assert place.evictions() == []
+    await farm.tidy()
+
+
+async def test_a_drain_that_can_not_end_is_given_up_uncordoned_and_told_to_people(farm: Farm) -> None:
+    await farm.policy({"drain": {"timeout": "4s"}})
+    (name,) = await farm.cloud.pool("stuck", 1)
+    place = await a_shop(farm, 2, **only_on("stuck"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with arc(farm) as replacer_:
+        record = await woken(farm, replacer_, name)
+    assert record["status"]["verdict"] == "Ineffective"
+    assert record["status"]["guard"] == "GaveUp"
+    assert steps(record) == ["CordonNode", "EvictPods", "UncordonNode"]
+    assert place.evictions() == []
+    events = (await farm.plane.api.get("/api/v1/namespaces/default/events"))["items"]
+    told = [one["reason"] for one in events if one["involvedObject"]["name"] == name]
+    assert "KreflexIneffective" in told
+    await farm.tidy()
+
+
+async def test_three_ill_nodes_in_three_pools_are_replaced_as_many_at_a_time_as_the_policy_allows(farm: Farm) -> None:
+    await farm.policy(limits={"maxInFlight": 2})
+    pools = [await farm.cloud.pool(f"many-{number}", 2) for number in range(3)]
+    names = [pool[0] for pool in pools]
+    await falls_ill(farm, *names)
+    async with arc(farm) as replacer_:
+        records = [await woken(farm, replacer_, name) for name in names]
+        assert sorted(record["status"].get("guard") or "" for record in records) == ["", "", "Slots"]
+        records = await settled(farm, replacer_, *names)
+    assert [record["status"]["verdict"] for record in records] == ["Recovered"] * 3
+    await farm.tidy()
+
+
+async def test_most_of_a_pool_ill_at_once_is_left_alone_until_it_has_been_calm_for_the_cooldown(farm: Farm) -> None:
+    await farm.policy({"maxUnhealthy": "20%", "stormCooldown": "8s", "startup": "1s"})
+    names = await farm.cloud.pool("storm", 5)
+    await asyncio.sleep(1.5)  # So that their becoming Ready is no longer taken for the end of their boot.
+    await falls_ill(farm, *names[:3])
+    async with arc(farm) as replacer_:
+        records = [await woken(farm, replacer_, name) for name in names[:3]]
+        assert {record["status"]["guard"] for record in records} == {"PoolBreaker"}
+        assert "3 of 5 nodes of pool storm are ill, 1 is tolerated (20%)" in records[0]["status"]["reason"]
+        await nodes.heal_nodes(farm.plane.api, names[1:3])
+        for name in names[1:3]:
+            await nodes.shows(farm.plane.api, name, "Ready", "True")
+        # Few enough are ill now; it has not been so for long. (A reading of all nodes may be shared for a second.)
+        await asyncio.sleep(1.1)
+        record = await woken(farm, replacer_, names[0])
+        assert record["status"]["guard"] == "StormCooldown"
+        assert farm.touched(*names) == []
+        await asyncio.sleep(9)
+        await woken(farm, replacer_, names[0])
+        (record,) = await settled(farm, replacer_, names[0])
+    assert record["status"]["verdict"] == "Recovered"
+    await farm.tidy()
+
+
+async def test_a_zone_that_is_out_is_left_alone(farm: Farm) -> None:
+    await farm.policy({"maxUnhealthy": 1, "maxUnhealthyZone": "50%"})
+    names = [(await farm.cloud.pool(f"zone-{number}", 2, zones=("lab-x", "lab-y")))[0] for number in range(3)]
+    await farm.cloud.pool("zone-rest", 6, zones=("lab-y",))
+    await falls_ill(farm, *names)
+    async with arc(farm) as replacer_:
+        records = [await woken(farm, replacer_, name) for name in names]
+    assert {record["status"]["guard"] for record in records} == {"ZoneBreaker"}
+    assert "3 of 3 nodes of zone lab-x are ill" in records[0]["status"]["reason"]
+    assert farm.touched(*names) == []
+    await farm.tidy()
+
+
+async def test_an_api_server_that_lost_sight_of_all_kubelets_touches_none(farm: Farm) -> None:
+    await farm.policy({"maxUnhealthy": 1, "maxUnhealthyZone": "50%", "stormCooldown": "5s"})
+    names = [(await farm.cloud.pool(f"lost-{number}", 1))[0] for number in range(4)]
+    async with nodes.blackout(farm.plane):
+        for name in names:
+            await nodes.shows(farm.plane.api, name, "Ready", "Unknown")
+        await asyncio.sleep(1.5)
+        async with arc(farm) as replacer_:
+            records = [await woken(farm, replacer_, name) for name in names]
+        assert {record["status"]["guard"] for record in records} <= {"ZoneBreaker", "FleetBreaker"}
+        assert farm.touched(*names) == []
+    for name in names:
+        await nodes.shows(farm.plane.api, name, "Ready", "True")
+    await falls_ill(farm, names[0])
+    await asyncio.sleep(5)
+    async with arc(farm) as replacer_:
+        await woken(farm, replacer_, names[0])
+        (record,) = await settled(farm, replacer_, names[0])
+    assert record["status"]["verdict"] == "Recovered"
+    await farm.tidy()
+
+
+async def test_a_freeze_holds_the_next_step_and_does_not_keep_a_cordon(farm: Farm) -> None:
+    await farm.policy({"drain": {"timeout": "12s"}})
+    (name,) = await farm.cloud.pool("frozen", 1)
+    place = await a_shop(farm, 2, **only_on("frozen"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with arc(farm, time_budget="4s") as replacer_:
+        await woken(farm, replacer_, name)
+        await farm.policy({"drain": {"timeout": "12s"}}, frozen=True)
+        held = await woken(farm, replacer_, name)
+        assert (held["status"]["phase"], held["status"]["guard"]) == ("Acting", "Frozen")
+        await asyncio.sleep(12)
+        record = await woken(farm, replacer_, name)
+    assert (record["status"]["verdict"], steps(record)[-1]) == ("Ineffective", "UncordonNode")
+    await farm.tidy()
+
+
+async def test_a_pause_stops_new_work_and_not_what_has_begun(farm: Farm) -> None:
+    await farm.policy()
+    (first, second) = [(await farm.cloud.pool(f"pause-{number}", 1))[0] for number in range(2)]
+    place = await a_shop(farm, 1, **only_on("pause-0"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, first, second)
+    async with arc(farm, time_budget="4s") as replacer_:
+        await woken(farm, replacer_, first)
+        await farm.policy(pauseRequests=["an upgrade of the storage"])
+        refused = await woken(farm, replacer_, second)
+        assert refused["status"]["guard"] == "Paused"
+        assert "an upgrade of the storage" in refused["status"]["reason"]
+        await farm.plane.api.delete(f"/apis/policy/v1/namespaces/{place.name}/poddisruptionbudgets/shop")
+        (record,) = await settled(farm, replacer_, first)
+    assert record["status"]["verdict"] == "Recovered"
+    await farm.tidy()
+
+
+async def test_one_approval_is_for_the_whole_remediation(farm: Farm) -> None:
+    await farm.policy(mode="Approve")
+    (name,) = await farm.cloud.pool("asked", 1)
+    await a_shop(farm, 1, **only_on("asked"))
+    await falls_ill(farm, name)
+    async with arc(farm) as replacer_:
+        waits = await woken(farm, replacer_, name)
+        assert waits["status"]["outcome"] == "awaiting-approval"
+        command = waits["status"]["reason"].partition("To approve: ")[2]
+        assert command.startswith(f"kubectl -n {HOME} patch remediation node-replacer-{name}-")
+        until = waits["status"]["dueAt"]
+        approval = {"planHash": waits["status"]["planHash"], "by": "lab-admin", "until": until}
+        path = f"{RECORDS}/{waits['metadata']['name']}"
+        whoami = kit.kubectl(farm.plane, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
+        await farm.plane.api.patch(path, {"spec": {"approval": {**approval, "by": whoami}}})
+        (record,) = await settled(farm, replacer_, name)
+    assert (record["status"]["verdict"], steps(record)[-1]) == ("Recovered", "DeleteNodeClaim")
+    await farm.tidy()
+
+
+async def test_a_node_that_another_actor_holds_is_not_touched_until_it_lets_go(farm: Farm) -> None:
+    await farm.policy()
+    (name,) = await farm.cloud.pool("held", 1)
+    now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    spec = {
+        "holderIdentity": "NodeHealthCheck-workers",
+        "leaseDurationSeconds": 600,
+        "renewTime": now,
+        "acquireTime": now,
+    }
+    await farm.plane.api.post(LEASES, {"metadata": {"name": f"node-{name}"}, "spec": spec})
+    await falls_ill(farm, name)
+    async with arc(farm) as replacer_:
+        waits = await woken(farm, replacer_, name)
+        assert (waits["status"]["phase"], waits["status"]["guard"]) == ("Open", "Lease")
+        assert "NodeHealthCheck-workers" in waits["status"]["reason"]
+        assert farm.touched(name) == []
+        await farm.plane.api.delete(f"{LEASES}/node-{name}")
+        await woken(farm, replacer_, name)
+        (record,) = await settled(farm, replacer_, name)
+    assert record["status"]["verdict"] == "Recovered"
+    await farm.tidy()
