@@ -19,6 +19,8 @@ from kreflex.views import Pod
 
 _AT_ONCE = 10
 _NAMED = 3
+# What a record keeps of a step's note; the numbers are in it, whatever the names are like.
+_NOTE = 300
 _GRACE = Check(
     "!has(object.deleteOptions.gracePeriodSeconds) || object.deleteOptions.gracePeriodSeconds >= 1",
     "a pod of a node gets a second at least",
@@ -232,14 +234,16 @@ class _Evictions:
         return why
 
     def __str__(self) -> str:
-        counts = [("evicted", self._counts["evicted"])]
-        counts += [(what, self._counts[what]) for what in _TOLD if self._counts[what]]
-        return ", ".join(self._count(what, count) for what, count in counts)
+        whole = self._told(named=True)
+        return whole if len(whole) <= _NOTE else self._told(named=False)
 
-    def _count(self, what: str, count: int) -> str:
-        names = self._kept.get(what)
-        counted = f"evicted {count}" if what == "evicted" else f"{count} {what}"
-        return f"{counted} ({_several(names)})" if names else counted
+    def _told(self, *, named: bool) -> str:
+        counted = [f"evicted {self._counts['evicted']}"]
+        for what in _TOLD:
+            names = f" ({_several(self._kept[what])})" if named and self._kept[what] else ""
+            if self._counts[what]:
+                counted.append(f"{self._counts[what]} {what}{names}")
+        return ", ".join(counted)
 
 
 _BUDGET, _BUDGETS = "blocked by PodDisruptionBudgets", "with several PodDisruptionBudgets, where one is allowed"

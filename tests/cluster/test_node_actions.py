@@ -812,7 +812,7 @@ async def machine(lab: Lab, api: str = f"{CAPI}/v1beta2", **about: Any) -> tuple
     for kind in ("Cluster", "MachineDeployment", "MachineSet") if group == CAPI else ():
         plural = f"{kind.lower()}s"
         meta = {"name": NAMES[kind], "ownerReferences": owner if kind == "MachineSet" else []}
-        whole = merged({"apiVersion": api, "kind": kind, "metadata": meta}, about.get(plural))
+        whole: kit.Json = merged({"apiVersion": api, "kind": kind, "metadata": meta}, about.get(plural))
         made = await lab.plane.api.post(f"/apis/{api}/namespaces/{place}/{plural}", whole)
         # By its UID: the garbage collector looks whether owners are there.
         owner = [{**_owner(api, kind, NAMES[kind], controller=True), "uid": made["metadata"]["uid"]}]
@@ -828,8 +828,9 @@ async def machine(lab: Lab, api: str = f"{CAPI}/v1beta2", **about: Any) -> tuple
 
 
 def merged(body: kit.Json, change: kit.Json | None) -> kit.Json:
-    both = {key: merged(body[key], change[key]) for key in body.keys() & (change or {}) if isinstance(body[key], dict)}
-    return {**body, **(change or {}), **both}
+    change = change or {}
+    both = {key: merged(body[key], change[key]) for key in body.keys() & change if isinstance(body[key], dict)}
+    return {**body, **change, **both}
 
 
 @pytest.mark.parametrize("api", [f"{CAPI}/v1beta2", f"{OPENSHIFT}/v1beta1"])
