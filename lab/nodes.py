@@ -42,6 +42,7 @@ _OPTIONS = {
 _LEASE_OF_GRACE = 0.8
 _NODES_A_LEASE_SECOND = 25
 _AT_ONCE = 64
+_NODE_IP = "10.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ async def start(plane: ControlPlane, count: int = 3, kwok: Path | None = None, r
             # Without leases the controller manager finds every node Unknown within a minute.
             f"--node-lease-duration-seconds={_lease_seconds(max(count, room), plane.options.node_grace_seconds)}",
             "--cidr=10.244.0.1/16",
-            "--node-ip=10.0.0.1",
+            f"--node-ip={_NODE_IP}",
             f"--server-address=127.0.0.1:{port}",
         ]
         url = f"http://127.0.0.1:{port}/healthz"
@@ -135,7 +136,7 @@ async def add(api: Api, count: int, pool: Pool | None = None, first: int = 0) ->
 
     async def all_ready() -> bool:
         items = (await api.get("/api/v1/nodes", resourceVersion="0"))["items"]
-        return names <= {one["metadata"]["name"] for one in items if is_ready(one)}
+        return names <= {one["metadata"]["name"] for one in items if _is_usable(one)}
 
     await eventually(all_ready, f"{count} Ready nodes", patience=30 + count / 10, pause=0.1 + count / 1000)
     return [f"{pool.name}-{number}" for number in numbers]
@@ -149,9 +150,7 @@ async def each(items: Iterable[Any], do: Callable[[Any], Awaitable[object]], at_
         for item in turns:
             await do(item)
 
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(at_once):
-            tasks.create_task(work())
+    await asyncio.gather(*(work() for _ in range(at_once)))
 
 
 async def _make(api: Api, collection: str, body: Json) -> None:
@@ -165,6 +164,12 @@ async def _make(api: Api, collection: str, body: Json) -> None:
 def is_ready(node: Json) -> bool:
     """Whether a node's or a pod's Ready condition is True."""
     return condition(node, "Ready") == "True"
+
+
+def _is_usable(node: Json) -> bool:
+    """Whether a node is Ready, and the scheduler has been told so."""
+    taints = {taint["key"] for taint in node["spec"].get("taints", [])}
+    return is_ready(node) and "node.kubernetes.io/not-ready" not in taints
 
 
 def condition(thing: Json, kind: str) -> str | None:
@@ -348,4 +353,15 @@ def node(number: int, pool: Pool) -> Json:
         },
         "spec": {"taints": [*reserved, *pool.taints], **provider},
         "status": {"allocatable": size, "capacity": size},
+    }
+
+
+def healthy_status(name: str, now: str) -> Json:
+    """What the kubelet of a healthy node adds to its status."""
+    since = {"lastHeartbeatTime": now, "lastTransitionTime": now}
+    addresses = [{"type": "InternalIP", "address": _NODE_IP}, {"type": "Hostname", "address": name}]
+    return {
+        "phase": "Running",
+        "conditions": [{"type": kind, **_CONDITIONS["calm"][kind], **since} for kind in _CONDITIONS["always"]],
+        "addresses": addresses,
     }

@@ -86,7 +86,7 @@ def on(node: str, spec: Manifest | None = None) -> Manifest:
 
 
 def lasting(grace_seconds: int, spec: Manifest | None = None) -> Manifest:
-    """The same pods with another grace period than 30 seconds; see `termination-seconds` for how long they take of it."""
+    """The same pods with another grace period than 30 s, of which they take what `termination-seconds` says."""
     return {**(spec or pod_spec()), "terminationGracePeriodSeconds": grace_seconds}
 
 
