@@ -282,7 +282,7 @@ _KURED = "weave.works/kured-reboot-in-progress"
 # https://github.com/openshift/machine-config-operator, pkg/daemon/constants/constants.go
 _MACHINE_CONFIG = "machineconfiguration.openshift.io/"
 # A mark with a time is left over when it is older: a machine that never came back from its restart must be mended.
-_STALE = timedelta(minutes=30)
+STALE = timedelta(minutes=30)
 
 
 def busy(node: Node, now: datetime, *, begun: bool = False) -> str | None:
@@ -308,7 +308,7 @@ def _tainted(node: Node, now: datetime, *, begun: bool) -> str | None:
 def _handled(taint: Taint, now: datetime) -> str | None:
     if taint.key.startswith(_AWS_HANDLER):
         return "the AWS Node Termination Handler expects it to go"
-    recent = not taint.value.isdigit() or now - datetime.fromtimestamp(int(taint.value), UTC) < _STALE
+    recent = not taint.value.isdigit() or now - datetime.fromtimestamp(int(taint.value), UTC) < STALE
     return _AUTOSCALER.get(taint.key) if recent else None
 
 
@@ -328,7 +328,7 @@ def _restarting(node: Node, now: datetime) -> str | None:
     if said is None:
         return None
     try:
-        fresh = now - time_of(said) < _STALE
+        fresh = now - time_of(said) < STALE
     except ValueError:
         fresh = True
     return f"kured is restarting it: it has the annotation {_KURED}={said}" if fresh else None

@@ -14,6 +14,7 @@ from kreflex.durations import show_duration
 from kreflex.errors import KreflexError
 from kreflex.fleet import AT_WORK, hands_off
 from kreflex.ledger import Ledger, Request
+from kreflex.others import at_work
 from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
 from kreflex.prom import Metrics
 from kreflex.records import Outcome, Record
@@ -210,6 +211,8 @@ class Fleet:
         if node is None:
             return Refusal(self.name, f"{target} is not among the {len(fleet)} nodes", case.now + AT_WORK)
         stop = hands_off(node, fleet, upkeep, case.now, begun=case.record.begun)
+        if stop is None and not case.record.begun:
+            stop = await at_work(node, self.reader, case.now)
         return Refusal(stop.guard, stop.because, stop.until) if stop else None
 
 

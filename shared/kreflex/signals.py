@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Literal, TypeGuard
 
+from kreflex import others
 from kreflex.cluster import OWNERS
 from kreflex.nodes import Node
 from kreflex.records import Answer, Taken
@@ -97,6 +98,7 @@ class NodeSignal:
         Rule("", "nodes", "list", "cluster"),
         Rule("", "pods", "list", "cluster"),
         Rule("coordination.k8s.io", "leases", "get", "cluster"),
+        *others.RBAC,
     )
     rbac_to_find: ClassVar[tuple[Rule, ...]] = (Rule("", "nodes", "list", "cluster"),)
     # A node is in no namespace; nothing that belongs to one is about it.

@@ -1,6 +1,7 @@
 """What the guard of the fleet tells of real nodes: their conditions are written by others, and so are the times."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from lab import nodes
 from lab.api import Api, eventually
 from lab.cluster import ControlPlane, Options
 from lab.nodes import Pool
+from tests.kit import deployment
 from tests.values import a_policy, a_record
 
 GRACE = 6
@@ -190,3 +192,25 @@ async def test_a_node_that_is_being_deleted_is_left_to_who_deletes_it(
     await api.delete(path)
     assert await told(transport, [name]) == {("AtWork", "it is being deleted: it has a deletionTimestamp")}
     await api.patch(path, {"metadata": {"finalizers": None}})
+
+
+async def test_kured_is_seen_where_it_is_and_nobody_where_nobody_is(api: Api, transport: Transport, pool: str) -> None:
+    """OpenShift's objects are not served here, whatever a node says of them."""
+    noted = {
+        "machineconfiguration.openshift.io/currentConfig": "a",
+        "machineconfiguration.openshift.io/desiredConfig": "a",
+    }
+    names = await nodes.add(api, 2, a_pool(pool, annotations=noted))
+    most = {"maxUnhealthy": "100%", "stormCooldown": "0s"}
+    assert await told(transport, names, **most) == {("", "")}
+
+    body = deployment(pool, 0)
+    spec = {"selector": body["spec"]["selector"], "template": body["spec"]["template"]}
+    spec["template"]["spec"]["nodeSelector"] = {"nobody": "has-this"}
+    lock = {"nodeID": names[0], "created": f"{transport.clock.now():%Y-%m-%dT%H:%M:%SZ}", "TTL": 0}
+    meta = {"name": pool, "annotations": {"weave.works/kured-node-lock": json.dumps(lock)}}
+    path = "/apis/apps/v1/namespaces/default/daemonsets"
+    await api.post(path, {"metadata": meta, "spec": spec})
+    because = f"kured is restarting it: it holds the lock of DaemonSet default/{pool}"
+    assert await told(transport, names, **most) == {("AtWork", because), ("", "")}
+    await api.delete(f"{path}/{pool}")

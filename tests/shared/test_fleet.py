@@ -1,5 +1,6 @@
 """Whether a node may be touched, given all nodes. Among the cases are those of medik8s' and Karpenter's own suites."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -32,6 +33,7 @@ from kreflex.fleet import (
 from kreflex.guards import BlastRadius, Case, Fleet, Refusal
 from kreflex.nodeactions import NodeStep
 from kreflex.nodes import Node, node_view, owner_of
+from kreflex.others import LOCK
 from kreflex.policy import Policy, combine
 from kreflex.upkeep import Upkeep
 from kreflex.views import JSON
@@ -851,8 +853,19 @@ SICK = a_node("blue-0", sick())
 
 async def test_the_guard_reads_all_nodes_once_and_lets_a_node_of_a_healthy_fleet_pass() -> None:
     api = an_api(SICK, a_node("blue-1"))
-    assert await Fleet(Reader(api)).refuses(a_case(node_view(SICK))) is None
+    assert await Fleet(Reader(api)).refuses(a_case(node_view(SICK), begun=True)) is None
     assert api.calls == ["GET /api/v1/nodes"]
+
+
+async def test_others_are_asked_for_before_something_begins_that_nothing_else_stops() -> None:
+    lock = json.dumps({"nodeID": "blue-0", "created": stamp(NOW)})
+    kured = {"metadata": {"namespace": "kube-system", "name": "kured", "annotations": {LOCK: lock}}}
+    api, stormy = an_api(SICK, a_node("blue-1")), an_api(SICK, a_node("blue-1", sick()))
+    api.objects["/apis/apps/v1/daemonsets/kured"] = kured
+    because = "kured is restarting it: it holds the lock of DaemonSet kube-system/kured"
+    assert await Fleet(Reader(api)).refuses(a_case(node_view(SICK))) == Refusal("AtWork", because, NOW + MINUTE)
+    assert await Fleet(Reader(stormy)).refuses(a_case(node_view(SICK))) is not None
+    assert stormy.calls == ["GET /api/v1/nodes"]
 
 
 async def test_the_guard_gives_the_words_and_the_time_of_what_stops_it() -> None:
