@@ -253,7 +253,9 @@ async def repair(patient: Patient, rung: Rung) -> Step | Defer | None:
     made = patient.took(f"MakeRemediation {template.makes}")
     if made is None:
         because = f"{template.kind} {template.namespace}/{template.name} is to mend {patient.story}"
-        return MakeRemediation(**patient.step(because), template=template)
+        behind = await machine_of(patient.node, patient.world.cluster)
+        machine = behind.ref if isinstance(behind, Machine) else None
+        return MakeRemediation(**patient.step(because), template=template, machine=machine)
     state = await remediation_of(patient.node, template, patient.world.cluster)
     if state is None or state.by != patient.record:
         return None
@@ -277,7 +279,9 @@ async def replace(patient: Patient, rung: Rung) -> Step | Defer | Refuse | None:
         names = ", ".join(f"{pod.ref.namespace}/{pod.ref.name}" for pod in load.blocking[:3])
         why = f"the policy does not allow to evict {len(load.blocking)} of its pods ({names}): move them by hand"
         return await give_up(patient, "PodsBlock", f"{why}; {patient.story}")
-    if not patient.node.unschedulable and patient.took("CordonNode") is None:
+    if patient.cordoned and not patient.node.unschedulable:
+        return await give_up(patient, "Uncordoned", f"somebody has uncordoned {patient.node.name} in the middle of it")
+    if not patient.node.unschedulable:
         return CordonNode(**patient.step(patient.story))
     drain = None if silent else await empty(patient, load)
     return drain or await hand_over(patient, behind, rung, forced=silent or not load.empty)
@@ -320,7 +324,8 @@ async def ask(patient: Patient, rung: Rung) -> Step | Defer | Refuse:
         return AskProvider(**patient.step(patient.story), sink=sink, home=patient.world.home)
     if answer is not None and answer.outcome == "Failed":
         return await give_up(patient, "ProviderFailed", f"the provider could not replace it: {answer.message}")
-    if answer is not None and answer.powered_off and TAINTED not in patient.node.annotations:
+    off = answer is not None and answer.powered_off and TAINTED not in patient.node.annotations
+    if answer is not None and off and await is_silent(patient):
         return TaintOutOfService(**patient.step(f"the provider has turned its machine off: {answer.message}"))
     said = f"the provider was asked, and has answered {answer.outcome if answer else 'nothing yet'}"
     waiting = wait(patient, asked, rung, said)

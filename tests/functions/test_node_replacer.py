@@ -181,6 +181,15 @@ async def test_what_somebody_else_has_cordoned_is_emptied_without_a_cordon_of_ou
     assert isinstance(await decision(theirs, a_pod()), EvictPods)
 
 
+async def test_a_person_who_uncordons_the_node_ends_the_remediation() -> None:
+    body = node(condition(), annotations={MARK: RECORD})
+    undo = await decision(body, a_pod(), course=course(CORDON))
+    assert isinstance(undo, UncordonNode)
+    assert undo.because == "somebody has uncordoned blue-1 in the middle of it"
+    ended = await decision(node(condition()), a_pod(), course=course(CORDON, taken("UncordonNode")))
+    assert isinstance(ended, Refuse)
+
+
 async def test_pods_that_leave_are_waited_for() -> None:
     leaving = a_pod(terminating=True)
     waits = await decision(node(condition(), ours=True), leaving, course=course(CORDON))
@@ -360,9 +369,11 @@ async def test_a_provider_that_fails_or_says_nothing_in_time_leads_to_people() -
 
 
 async def test_volumes_are_let_go_only_when_the_machine_is_off_for_certain() -> None:
-    asked = taken("AskProvider")
-    assert isinstance(await asks(asked, answer=answered("Done")), Defer)
-    assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True)), TaintOutOfService)
+    asked, silent = taken("AskProvider"), node(condition(status="Unknown"), pool="", ours=True)
+    assert isinstance(await asks(asked, answer=answered("Done"), body=silent), Defer)
+    # Whoever says so of a machine whose kubelet is heard is wrong.
+    assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True)), Defer)
+    assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True), body=silent), TaintOutOfService)
     tainted = node(condition(), pool="", ours=True, annotations={TAINTED: RECORD})
     assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True), body=tainted), Defer)
 
