@@ -212,8 +212,9 @@ async def go_on(patient: Patient) -> Step | Defer | Refuse | Skip:
     """Go on with what has begun: take it back if the node is well, else try the next thing."""
     if not patient.complaints:
         return await take_back(patient, "the node has recovered") or Skip("the node has recovered")
-    if patient.took("UncordonNode") and not patient.cordoned:
-        return await give_up(patient, "GaveUp", f"it was uncordoned, and is as it was: {patient.story}")
+    uncordoned = patient.took("UncordonNode")
+    if uncordoned is not None and not patient.cordoned:
+        return await give_up(patient, "GaveUp", f"{uncordoned.note or 'it was uncordoned'}; {patient.story}")
     return await climb(patient)
 
 

@@ -90,7 +90,8 @@ class UncordonNode(NodeStep):
         if self.node.annotations.get(MARK) != (self.of or mark):
             raise ConflictError(f"the cordon of {self.target} is not ours", 409)
         await writer.merge(self.path, self.changed({MARK: None}, {"unschedulable": None}))
-        return ""
+        # Why it was is what people are told if the node is as ill as before.
+        return self.because
 
 
 @dataclass(frozen=True)

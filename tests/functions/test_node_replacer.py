@@ -226,10 +226,11 @@ async def test_a_kubelet_whose_lease_is_renewed_is_not_silent() -> None:
 async def test_a_drain_whose_time_is_over_is_given_up_uncordoned_first() -> None:
     late = course(taken("CordonNode", 15 * MINUTE), begun=15 * MINUTE)
     assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=late), UncordonNode)
-    uncordoned = course(taken("CordonNode", 15 * MINUTE), taken("UncordonNode"), begun=15 * MINUTE)
+    undone = taken("UncordonNode", note="1 pods are left on blue-1 after 15m")
+    uncordoned = course(taken("CordonNode", 15 * MINUTE), undone, begun=15 * MINUTE)
     refused = await decision(node(condition()), a_pod(), course=uncordoned)
-    assert isinstance(refused, Refuse)
-    assert refused.cause == "GaveUp"
+    because = "1 pods are left on blue-1 after 15m; blue-1: Ready is False for 6m"
+    assert refused == Refuse(because, "GaveUp", episode=refused.episode)
 
 
 async def test_a_drain_whose_time_is_over_is_forced_if_the_policy_says_so() -> None:
