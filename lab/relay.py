@@ -37,10 +37,14 @@ class Subscriber:
     url: str
     types: tuple[str, ...]
     """Prefixes of the types that it wants; none means all."""
+    kinds: tuple[str, ...] = ()
+    """The kinds of objects that it wants to hear of; none means all. An event about no object is of no kind."""
 
     def wants(self, event: "Event") -> bool:
         """Whether the event is for it; its own replies never are."""
-        return self.name != event.sender and (not self.types or event.type.startswith(self.types))
+        if self.name == event.sender or (event.kind and self.kinds and event.kind not in self.kinds):
+            return False
+        return not self.types or event.type.startswith(self.types)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Event:
     type: str
     source: str
     subject: str
+    kind: str = ""
     sender: str = ""
     hops: int = 0
 
@@ -83,7 +88,7 @@ class Event:
             attributes = {key.removeprefix("ce-"): value for key, value in kept.items() if key.startswith("ce-")}
         if "type" not in attributes or "id" not in attributes:
             return None
-        values = {key: str(attributes.get(key, "")) for key in ("id", "type", "source", "subject")}
+        values = {key: str(attributes.get(key, "")) for key in ("id", "type", "source", "subject", "kind")}
         return cls(kept, body, sender=sender, hops=hops, **values)
 
 
@@ -221,9 +226,11 @@ class Relay:
 
 
 def read_subscribers(file: Path) -> tuple[Subscriber, ...]:
-    """The subscribers in a JSON file: a list of {name, url, types}."""
+    """The subscribers in a JSON file: a list of {name, url, types, kinds}."""
     entries = json.loads(file.read_text())
-    return tuple(Subscriber(entry["name"], entry["url"], tuple(entry.get("types", ()))) for entry in entries)
+    return tuple(
+        Subscriber(one["name"], one["url"], tuple(one.get("types", ())), tuple(one.get("kinds", ()))) for one in entries
+    )
 
 
 def main() -> None:

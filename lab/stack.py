@@ -24,11 +24,17 @@ _PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "alertmanager": ("alertmanager",),
     "adapter": ("apiserver_receive_adapter",),
 }
-# What a Trigger of each function lets pass; see knative/.
+# What a Trigger of each function lets pass; see triggers/knative-eventing.
 _TYPES: Mapping[str, tuple[str, ...]] = {
+    "node_replacer": ("dev.knative.apiserver.resource.update", "dev.knative.apiserver.resource.delete"),
     "restart_loop_killer": ("dev.knative.apiserver.resource.add", "dev.knative.apiserver.resource.update"),
     functions.WAKER: ("dev.knative.sources.ping",),
 }
+_KINDS: Mapping[str, tuple[str, ...]] = {"node_replacer": ("Node",), "restart_loop_killer": ("Pod",)}
+# What the adapter watches.
+_WATCHED = ("pods", "nodes")
+# Production's patience would make a demonstration of minutes. The waker asks the same question, so it hears the same.
+_PATIENCE = {"SILENT_AFTER": "15s"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ class Lab:
     async def _start_senders(self, paths: Mapping[str, Path], ports: Ports, urls: Mapping[str, str]) -> None:
         if self.plan.has("relay"):
             subscribers = [
-                Subscriber(functions.kebab(folder), url, _TYPES.get(folder, ())) for folder, url in urls.items()
+                Subscriber(functions.kebab(folder), url, _TYPES.get(folder, ()), _KINDS.get(folder, ()))
+                for folder, url in urls.items()
             ]
             starting = events.start_relay(self.plane, ports.take(), subscribers)
             self.endpoints["relay"] = await self._part("relay", starting)
@@ -140,12 +147,13 @@ class Lab:
         if self.plan.has("adapter") and "relay" in self.endpoints:
             sink = self.endpoints["relay"]
             program = paths["apiserver_receive_adapter"]
-            await self._part("ApiServerSource", events.start_adapter(self.plane, sink, program=program))
+            starting_adapter = events.start_adapter(self.plane, sink, program=program, kinds=_WATCHED)
+            await self._part("ApiServerSource", starting_adapter)
         if self.plan.has("ticker") and functions.WAKER in urls:
             await self._part("ticker", events.start_ticker(self.plane, urls[functions.WAKER], self.plan.tick_seconds))
 
     def _settings(self, folder: str, urls: Mapping[str, str]) -> dict[str, str]:
-        settings = dict(self.plan.function_settings)
+        settings = {**_PATIENCE, **self.plan.function_settings}
         if "prometheus" in self.endpoints:
             settings["PROMETHEUS_URL"] = self.endpoints["prometheus"]
         if folder == functions.WAKER:

@@ -24,6 +24,7 @@ class Function:
 
     name: str
     types: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     statuses: list[int] = field(default_factory=list)
     reply: dict[str, str] | None = None
     got: list[str] = field(default_factory=list)
@@ -75,7 +76,7 @@ async def relaying(*functions: Function, retries: Retries = QUICK) -> AsyncItera
                 application = web.Application()
                 application.add_routes([web.post("/", function.answer)])
                 function.url = await stack.enter_async_context(served(application))
-        subscribers = tuple(Subscriber(one.name, one.url, one.types) for one in functions)
+        subscribers = tuple(Subscriber(one.name, one.url, one.types, one.kinds) for one in functions)
         journal = io.StringIO()
         relay = Relay(subscribers, Journal(journal), retries)
         yield Running(await stack.enter_async_context(served(relay.application())), journal)
@@ -94,6 +95,15 @@ async def test_an_event_goes_to_those_who_want_its_type() -> None:
         assert await relay.send() == 202
         await until(lambda: bool(pods.got and everything.got))
     assert (pods.got, pings.got, everything.got) == (["pod.changed"], [], ["pod.changed"])
+
+
+async def test_an_event_about_an_object_goes_to_those_who_want_its_kind() -> None:
+    pods, nodes = Function("pods", kinds=("Pod",)), Function("nodes", kinds=("Node",))
+    async with relaying(pods, nodes) as relay:
+        await relay.send(POD_CHANGED | {"ce-kind": "Pod"})
+        await relay.send(POD_CHANGED | {"ce-type": "approval"})
+        await until(lambda: len(pods.got) == 2 and len(nodes.got) == 1)
+    assert (sorted(pods.got), nodes.got) == (["approval", "pod.changed"], ["approval"])
 
 
 async def test_a_structured_event_is_understood_and_passed_on_as_it_came() -> None:
