@@ -127,9 +127,15 @@ class Patient:
         return self.course.record if self.course else ""
 
     @property
+    def mark(self) -> str:
+        """The record by which we have cordoned it: this one, or an earlier one that somebody has deleted; or ""."""
+        mark = self.node.annotations.get(MARK, "")
+        return mark if mark.startswith(f"{self.world.function}-") else ""
+
+    @property
     def cordoned(self) -> bool:
         """True if we have cordoned it."""
-        return bool(self.record) and self.node.annotations.get(MARK) == self.record
+        return self.mark != ""
 
     def took(self, step: str) -> Taken | None:
         """Tell of one kind of step, if it was taken."""
@@ -157,7 +163,7 @@ async def find(world: World, settings: NodeReplacerSettings) -> AsyncIterator[No
         found = () if isinstance(upkeep, str) else complaints(node, upkeep)
         if found and found[0].deadline <= world.now():
             yield NodeSignal(node.name, node.ref.uid, f"{node.name}: {found[0]}", episode=episode(found[0]))
-        elif not found and MARK in node.annotations:
+        elif not found and node.annotations.get(MARK, "").startswith(f"{world.function}-"):
             yield NodeSignal(node.name, node.ref.uid, "a remediation has left its cordon", episode=left_behind(node))
 
 
@@ -197,10 +203,10 @@ async def decide(
 async def begin(patient: Patient) -> Step | Defer | Refuse | Skip:
     """Begin with a node that has been ill for long enough."""
     node, found, now = patient.node, patient.complaints, patient.world.now()
-    mark = node.annotations.get(MARK)
-    if not found and mark:
+    if not found and patient.cordoned:
         # Its record is over: the core goes on with one that has begun before this is asked for.
-        return UncordonNode(**patient.step(f"the remediation {mark} has left its cordon on {node.name}"), of=mark)
+        because = f"the remediation {patient.mark} has left its cordon on {node.name}"
+        return UncordonNode(**patient.step(because), of=patient.mark)
     if not found:
         return Skip("nothing that the policy names is wrong with the node")
     if now < found[0].deadline:
@@ -362,7 +368,7 @@ async def take_back(patient: Patient, because: str) -> Step | None:
             return EndRemediation(**patient.step(because), template=template)
     if patient.record and patient.node.annotations.get(TAINTED) == patient.record:
         return UntaintNode(**patient.step(because))
-    return UncordonNode(**patient.step(because)) if patient.cordoned else None
+    return UncordonNode(**patient.step(because), of=patient.mark) if patient.cordoned else None
 
 
 def unreplaceable(behind: Backing, settings: NodeReplacerSettings) -> str | None:

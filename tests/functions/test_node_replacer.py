@@ -61,7 +61,8 @@ def node(*conditions: JSON, ours: bool = False, **about: Any) -> JSON:
     """A node of Karpenter's, Ready unless conditions say otherwise; with `ours` it has our cordon."""
     noted = about.pop("annotations", {})
     body = a_node(NAME, *conditions, annotations={**noted, **({MARK: RECORD} if ours else {})}, **about)
-    return {**body, "spec": {**body["spec"], "providerID": PROVIDER, **({"unschedulable": True} if ours else {})}}
+    cordon = {"unschedulable": True} if ours else {}
+    return {**body, "spec": {**body["spec"], "providerID": PROVIDER, **cordon}}
 
 
 def claim(**meta: Any) -> JSON:
@@ -263,6 +264,17 @@ async def test_a_cordon_of_somebody_else_is_left_when_a_node_heals() -> None:
     body = node(condition(status="True"))
     theirs = {**body, "spec": {**body["spec"], "unschedulable": True}}
     assert await decision(theirs, course=course(taken("EvictPods"))) == Skip("the node has recovered")
+
+
+async def test_a_cordon_of_a_record_that_was_deleted_is_taken_over() -> None:
+    orphan = node(condition(), annotations={MARK: "node-replacer-blue-1-old"}, unschedulable=True)
+    late = course(taken("EvictPods", 15 * MINUTE), begun=15 * MINUTE)
+    undo = await decision(orphan, a_pod(), course=late)
+    assert isinstance(undo, UncordonNode)
+    assert undo.of == "node-replacer-blue-1-old"
+    # One of another function stays its own.
+    other = node(condition(), annotations={MARK: "chaos-runner-blue-1"}, unschedulable=True)
+    assert isinstance(await decision(other, a_pod(), course=late), Refuse)
 
 
 async def test_a_cordon_that_nobody_remembers_is_taken_back() -> None:
