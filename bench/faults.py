@@ -12,104 +12,33 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import patients, rig
+from bench import rig
 from bench.mishaps import LEDGER, MISHAPS, Mishap, patiently
+from bench.node_scenarios import NODE_SCENARIOS, REPLACER
 from bench.rig import GROUP, Json
-from bench.stage import Event, Process, Said, Stage, ping, post, stage, tell
+from bench.scenarios import KILLER, WAKER, End, Scenario
+from bench.stage import Event, Process, Said, Stage, ping, place_of, post, stage, tell
 from lab import audit, functions
-from lab.cluster import ControlPlane
+from lab.cluster import ControlPlane, Options
 from lab.faults import Call, Hit, Strike, nth
 from lab.troubles import TROUBLES, Trouble
 
 PATIENCE = 120.0
+# A busy machine must not make healthy nodes look silent.
+PATIENT = Options(node_grace_seconds=60)
+# Longer than an attempt may hold a record: the other replica has taken over by then.
+STOP = 5.0
 WIDTH = 8
 _REASON = re.compile(
     r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|is at work on|is open to others|changes faster"
 )
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One function in one remediation; a later function joins the matrix with a value of its own.
-
-    `prepare` makes what is healthy yet, and returns the object that falls ill and the one that falls ill after it;
-    `fall_ill` breaks one; `event` is how a sender tells of it, None where nobody does and the function is woken by
-    the clock; `healed` says what is wrong with the world at the end, or "".
-    """
-
-    function: str
-    prepare: Callable[[ControlPlane, str], Coroutine[Any, Any, tuple[Json, Json]]]
-    fall_ill: Callable[[ControlPlane, Json], Awaitable[Json]]
-    event: Callable[[Json], Event] | None
-    healed: Callable[[ControlPlane, str, Json], Awaitable[str]]
-
-    @property
-    def folder(self) -> str:
-        """Its folder in functions/."""
-        return self.function.replace("-", "_")
-
-
-async def a_shop(plane: ControlPlane, where: str) -> tuple[Json, Json]:
-    """A Deployment of two pods."""
-    await rig.make(plane, where, "shop", 2)
-    first, second = await rig.ready(plane, where, 2, patience=120)
-    return first, second
-
-
-async def loop(plane: ControlPlane, pod: Json) -> Json:
-    """A pod in its back-off."""
-    (ill,) = await patients.fall_ill(plane, [pod])
-    return ill
-
-
-async def replaced(plane: ControlPlane, where: str, pod: Json) -> str:
-    """The pod has a Ready successor."""
-    found = await rig.pods(plane, where, "shop")
-    if pod["metadata"]["uid"] in {one["metadata"]["uid"] for one in found}:
-        return "the pod is still there"
-    ready = [one for one in found if any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(one))]
-    return "" if len(ready) == len(found) == 2 else f"{len(ready)} of {len(found)} pods are Ready"
-
-
-def _conditions(pod: Json) -> list[Json]:
-    conditions: list[Json] = pod["status"].get("conditions", [])
-    return conditions
-
-
-async def a_shop_with_a_past(plane: ControlPlane, where: str) -> tuple[Json, Json]:
-    """The same, with a record that is old enough to go."""
-    ago = (datetime.now(UTC) - timedelta(days=10)).isoformat(timespec="seconds").replace("+00:00", "Z")
-    target = {"apiVersion": "v1", "kind": "Pod", "namespace": where, "name": "old", "uid": "old"}
-    path = f"{GROUP}/namespaces/{where}/remediations"
-    body = {
-        "apiVersion": "kreflex.dev/v1alpha1",
-        "kind": "Remediation",
-        "metadata": {"name": "restart-loop-killer-old-00000000"},
-        "spec": {"function": rig.FUNCTION, "target": target, "fault": {"key": f"{rig.FUNCTION}/old"}},
-    }
-    status = {"phase": "Done", "outcome": "skipped", "guard": "Gone", "settledAt": ago}
-    # Nobody else may write one.
-    async with plane.api_with(await plane.token(rig.FUNCTION, functions.NAMESPACE)) as api:
-        await api.post(path, body)
-        await api.patch(f"{path}/restart-loop-killer-old-00000000/status", {"status": status})
-    return await a_shop(plane, where)
-
-
-async def replaced_and_forgotten(plane: ControlPlane, where: str, pod: Json) -> str:
-    """The same, and the old record is gone."""
-    names = [record["metadata"]["name"] for record in await rig.records(plane, where)]
-    old = "the old record is still there" if "restart-loop-killer-old-00000000" in names else ""
-    return old or await replaced(plane, where, pod)
-
-
-KILLER = Scenario(rig.FUNCTION, a_shop, loop, patients.told, replaced)
-WAKER = Scenario(functions.WAKER, a_shop_with_a_past, loop, None, replaced_and_forgotten)
 SCENARIOS = (KILLER, WAKER)
 
 
@@ -125,36 +54,54 @@ class Point:
         return self.step if self.turn == 1 else f"{self.step} ({self.turn})"
 
 
+@dataclass(frozen=True)
+class Halt:
+    """The process is stopped before its call has left it, or before it knows the answer, and goes on too late."""
+
+    moment: Literal["before", "after"]
+
+
 Moment = Literal["before", "after", "late"]
-Way = Literal["told", "lost", "late"]
+"""When a process is killed."""
+Blow = Trouble | Moment | Halt
+Way = Literal["told", "lost", "late", "often"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One trouble, mishap or kill at one call. Of several replicas each meets the trouble, and each is told.
+    """One trouble, mishap or blow at one call. Of several replicas each meets the trouble, and each is told.
 
-    The event is told when the fault begins, or lost, or comes a second time when all is over.
+    The event is told when the fault begins, or lost, or comes a second time when all is over, or again and again at
+    the same time. Of a process that is stopped, the second replica does the work meanwhile.
     """
 
     scenario: Scenario
     point: Point | None = None
-    trouble: Trouble | Mishap | Moment | None = None
+    trouble: Mishap | Blow | None = None
     replicas: int = 1
     event: Way = "told"
 
     @property
     def name(self) -> str:
         """As people say it."""
-        what = f"killed {self.trouble}" if isinstance(self.trouble, str) else getattr(self.trouble, "name", "")
+        what = f"{_words(self.trouble)} at {self.point}" if self.point else "calm"
         parts = [
-            f"{self.scenario.function}: {what} at {self.point}" if self.point else f"{self.scenario.function}: calm",
+            f"{self.scenario.name}: {what}",
             f"{self.replicas} replicas" if self.replicas > 1 else "",
             f"event {self.event}" if self.event != "told" else "",
         ]
         return ", ".join(part for part in parts if part)
 
 
-def fits(trouble: Trouble | Moment, point: Point) -> bool:
+def _words(trouble: Mishap | Blow | None) -> str:
+    if isinstance(trouble, str):
+        return f"killed {trouble}"
+    if isinstance(trouble, Halt):
+        return f"stopped {trouble.moment}"
+    return trouble.name if trouble is not None else ""
+
+
+def fits(trouble: Blow, point: Point) -> bool:
     """Whether a trouble means something at this call."""
     if not isinstance(trouble, Trouble):
         return point.writes or trouble == "before"
@@ -163,15 +110,26 @@ def fits(trouble: Trouble | Moment, point: Point) -> bool:
     return point.writes or not trouble.for_writes_only
 
 
-BLOWS: tuple[Trouble | Moment, ...] = (*TROUBLES, "before", "after", "late")
+BLOWS: tuple[Blow, ...] = (*TROUBLES, "before", "after", "late")
+STRIKES: tuple[Blow, ...] = ("before", "after", "late", Halt("before"), Halt("after"))
 
 
-def matrix(scenario: Scenario, points: Iterable[Point], replicas: int = 1) -> list[Case]:
-    """Each trouble at each call, and a kill before, after and with each."""
-    return [Case(scenario, point, blow, replicas) for point in points for blow in BLOWS if fits(blow, point)]
+def matrix(scenario: Scenario, points: Iterable[Point], replicas: int = 1, blows: Iterable[Blow] = BLOWS) -> list[Case]:
+    """Each of these blows at each call: each trouble, and a kill before, after and with it."""
+    return [
+        Case(scenario, point, blow, max(replicas, 2 if isinstance(blow, Halt) else 1))
+        for point in points
+        for blow in blows
+        if fits(blow, point)
+    ]
 
 
-def sample(scenario: Scenario, points: Sequence[Point], blows: Iterable[Trouble | Moment] = BLOWS) -> list[Case]:
+def at_writes(scenario: Scenario, points: Iterable[Point], blows: Iterable[Blow] = STRIKES) -> list[Case]:
+    """A kill and a stop before, after and with each write."""
+    return matrix(scenario, [point for point in points if point.writes], blows=blows)
+
+
+def sample(scenario: Scenario, points: Sequence[Point], blows: Iterable[Blow] = BLOWS) -> list[Case]:
     """Each of these troubles at one call: at the writes first, then at the calls that have met fewest."""
     used: Counter[Point] = Counter()
     cases = []
@@ -191,6 +149,8 @@ class Course:
     case: Case
     where: str = ""
     ill: list[Json] = field(default_factory=list)
+    evicted: list[str] = field(default_factory=list)
+    """The UIDs of the pods that are evicted in a calm remediation."""
     records: list[Json] = field(default_factory=list)
     answers: list[Said] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
@@ -211,13 +171,14 @@ class Trial:
         self._processes: list[Process] = []
         self._objects: tuple[Json, Json]
         self._mending: list[asyncio.Task[None]] = []
+        self._meanwhile: list[asyncio.Future[None]] = []
         self._begun = time.monotonic()
 
     async def prepare(self) -> None:
         """Make the workload and start the processes."""
         stage, case = self._stage, self._case
         self.course.where = where = await rig.namespace(stage.plane, {"maxInFlight": 1})
-        made = asyncio.create_task(case.scenario.prepare(stage.plane, where))
+        made = asyncio.ensure_future(case.scenario.prepare(stage, where))
         self._processes = [stage.process(case.scenario.folder, self._plan, where) for _ in range(case.replicas)]
         await asyncio.gather(*(process.start() for process in self._processes))
         self._objects = await made
@@ -236,12 +197,14 @@ class Trial:
     async def clear(self) -> None:
         """End the processes, and take away what would burden the other cases."""
         stage, where, course = self._stage, self.course.where, self.course
+        for task in self._meanwhile:
+            task.cancel()
+        await asyncio.gather(*self._meanwhile, return_exceptions=True)
         await asyncio.gather(*self._mending, *(process.stop() for process in self._processes))
         for key in [key for key in stage.switch.routes if key[1] == where]:
             del stage.switch.routes[key]
-        shop = f"/apis/apps/v1/namespaces/{where}/deployments/shop"
-        await patiently(lambda: _remove(stage.plane, f"{GROUP}/clusterremediationpolicies/{where}"))
-        await patiently(lambda: _remove(stage.plane, shop))
+        await patiently(lambda: rig.remove(stage.plane, f"{GROUP}/clusterremediationpolicies/{where}"))
+        await patiently(lambda: self._case.scenario.clear(stage, where))
         course.seconds = time.monotonic() - self._begun
         course.answers += stage.switch.answers.pop(where, [])
         course.wrong += dict.fromkeys(why for status, text in course.answers if (why := unclear(status, text)))
@@ -254,6 +217,8 @@ class Trial:
         chosen = nth(point.step, point.turn)
         if isinstance(case.trouble, str):
             return [Strike(chosen, case.trouble, "kill", 1.0)]
+        if isinstance(case.trouble, Halt):
+            return [Strike(chosen, case.trouble.moment, "stop", STOP)]
         if isinstance(case.trouble, Mishap):
             mishap = case.trouble
             return [Hit(chosen, Trouble(mishap.name), first=lambda: self._happen(mishap))]
@@ -275,71 +240,89 @@ class Trial:
         finally:
             self._stage.turn.release()
 
-    async def _break(self, pod: Json, plan: Sequence[Strike | Hit]) -> None:
-        """Let a pod fall ill, tell of it, and wait until its remediation has come to its end."""
-        stage, scenario, where = self._stage, self._case.scenario, self.course.where
+    async def _break(self, thing: Json, plan: Sequence[Strike | Hit]) -> None:
+        """Let something fall ill, tell of it, and wait until its remediation has come to its end."""
+        stage, scenario, where, course = self._stage, self._case.scenario, self.course.where, self.course
         for process in self._processes:
             await patiently(process.proxy.remember)
         # What the processes share for a second is too old then.
         await asyncio.sleep(1.1)
-        pod = await patiently(lambda: scenario.fall_ill(stage.plane, pod))
-        self.course.ill.append(pod)
+        # Nobody tells of it before it has fallen ill.
+        stage.switch.routes.pop(("net", where), None)
+        course.evicted += await patiently(lambda: scenario.evicts(stage.plane, where, thing))
+        ill = await patiently(lambda: scenario.fall_ill(stage.plane, thing))
+        course.ill.append(ill)
         for process in self._processes:
             process.proxy.forget()
         self._plan[:] = plan
-        if scenario.event is None:
-            stage.switch.routes[where, where] = [stage.helper.url]
-            await self._until_over(pod, self._tick)
-            return
-        event = scenario.event(pod)
-        if self._case.event != "lost":
-            await self._tell(event)
-        stage.switch.routes["net", where] = [process.url for process in self._processes]
-        await self._until_over(pod, _nothing)
-        if self._case.event == "late":
-            await self._tell(event)
+        self._meanwhile.append(asyncio.ensure_future(scenario.meanwhile(stage.plane, where, ill)))
+        await (self._clocked(ill) if scenario.event is None else self._told(ill, scenario.event(ill)))
 
-    async def _tell(self, event: Event) -> None:
-        urls = [process.url for process in self._processes]
-        for answers in await asyncio.gather(*(tell(self._stage.session, url, event) for url in urls)):
+    async def _clocked(self, ill: Json) -> None:
+        """Wake the function again and again."""
+        where = self.course.where
+        self._stage.switch.routes[where, where] = [self._stage.helper.url]
+        await self._until_over(ill, self._tick)
+
+    async def _told(self, ill: Json, event: Event) -> None:
+        """Tell of it, in the way of the case; then the waker makes its rounds."""
+        urls, way = [process.url for process in self._processes], self._case.event
+        # Nobody but the first process is told by the event if that one is to be stopped: the other one takes over.
+        first = urls[:1] if isinstance(self._case.trouble, Halt) else urls
+        telling = asyncio.create_task(self._tell(event, first if way != "lost" else [], 20 if way == "often" else 1))
+        if not isinstance(self._case.trouble, Halt):
+            await telling
+        self._stage.switch.routes["net", self.course.where] = urls
+        await self._until_over(ill, _nothing)
+        await telling
+        if way == "late":
+            await self._tell(event, urls)
+
+    async def _tell(self, event: Event, urls: Sequence[str], times: int = 1) -> None:
+        headers, body = event
+        # Each delivery has an id of its own.
+        events = [({**headers, "ce-id": f"{headers['ce-id']}-{number}"}, body) for number in range(times)]
+        telling = [tell(self._stage.session, url, one) for url in urls for one in events]
+        for answers in await asyncio.gather(*telling):
             self.course.answers += answers
 
     async def _tick(self) -> None:
         url = self._processes[0].url
         self.course.answers.append(await post(self._stage.session, url, *ping()))
 
-    async def _until_over(self, pod: Json, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    async def _until_over(self, ill: Json, meanwhile: Callable[[], Awaitable[None]]) -> None:
         limit, missing = time.monotonic() + PATIENCE, "?"
         while missing and time.monotonic() < limit:
             await meanwhile()
             await asyncio.sleep(0.3)
-            missing = await patiently(lambda: self._missing(pod))
-        self.course.wrong += [f"pod {pod['metadata']['name']}: {missing}"] if missing else []
+            missing = await patiently(lambda: self._missing(ill))
+        name = f"{ill['kind'].lower() if 'kind' in ill else 'pod'} {ill['metadata']['name']}"
+        self.course.wrong += [f"{name}: {missing}"] if missing else []
 
-    async def _missing(self, pod: Json) -> str:
+    async def _missing(self, ill: Json) -> str:
         """What is missing of the end that a calm remediation has."""
-        plane, where = self._stage.plane, self.course.where
-        self.course.records = await rig.records(plane, where)
-        ends = [end(one) for one in self.course.records if one["spec"]["target"]["uid"] == pod["metadata"]["uid"]]
+        plane, where, scenario = self._stage.plane, self.course.where, self._case.scenario
+        uids = [one["metadata"]["uid"] for one in self.course.ill]
+        self.course.records = await rig.records_about(plane, scenario.home or where, uids)
+        ends = [end(one) for one in self.course.records if one["spec"]["target"]["uid"] == ill["metadata"]["uid"]]
         if ends not in self._ends():
             return f"its records are {ends}"
-        return await self._case.scenario.healed(plane, where, pod)
+        return await scenario.healed(plane, where, ill)
 
-    def _ends(self) -> tuple[list[tuple[str | None, ...]], ...]:
-        trouble = self._case.trouble
+    def _ends(self) -> tuple[list[End], ...]:
+        trouble, usual = self._case.trouble, self._case.scenario.end
         if isinstance(trouble, Mishap) and trouble.orphans:
-            return [CALM_END], [], [GONE_END]
-        return ([CALM_END], [UNPROVEN_END]) if isinstance(trouble, Trouble) and trouble.lasting else ([CALM_END],)
+            return [usual], [], [GONE_END]
+        return ([usual], [UNPROVEN_END]) if isinstance(trouble, Trouble) and trouble.lasting else ([usual],)
 
 
-CALM_END = ("Done", "applied", "Recovered", None)
 # The record was deleted, and made anew by a request that arrived when the pod was gone.
 GONE_END = ("Done", "skipped", None, "Gone")
 # By two clocks that differ nobody can tell which pods came after the eviction.
 UNPROVEN_END = ("Done", "applied", "Unknown", None)
 
 
-def end(record: Json) -> tuple[str | None, ...]:
+def end(record: Json) -> End:
     """A record's end: phase, outcome, verdict and guard."""
     status = record.get("status", {})
     return tuple(status.get(name) for name in ("phase", "outcome", "verdict", "guard"))
@@ -357,11 +340,6 @@ def unclear(status: int, text: str) -> str:
     return "" if clear else f"answered {status} {reason!r}"
 
 
-async def _remove(plane: ControlPlane, path: str) -> None:
-    if await plane.api.find(path) is not None:
-        await plane.api.delete(path, {"propagationPolicy": "Background"})
-
-
 def _stumbled(log: Path) -> bool:
     text = log.read_text(errors="replace") if log.exists() else ""
     return "Traceback" in text or '"exception"' in text
@@ -374,7 +352,10 @@ async def _nothing() -> None:
 def points(course: Course) -> list[Point]:
     """The calls of a calm remediation; what is asked again and again until the verdict counts once."""
     found = [Point(call.step, call.turn, call.writes) for call in course.calls]
-    acted = next((number for number, point in enumerate(found) if point.step == "Applied"), 0)
+    steps = [point.step for point in found]
+    # What is given up is never applied; the waker's own calls are neither.
+    over = [steps.index(step) for step in ("Applied", "Done") if step in steps]
+    acted = over[0] if over else 0
     return [point for number, point in enumerate(found) if number < acted or point.turn == 1]
 
 
@@ -423,11 +404,48 @@ def judge_disruptions(plane: ControlPlane, courses: Sequence[Course]) -> int:
             found[entry["objectRef"]["namespace"]][(options.get("preconditions") or {}).get("uid", "?")] += 1
     too_many = 0
     for course in courses:
-        expected = Counter(pod["metadata"]["uid"] for pod in course.ill)
-        too_many += (found[course.where] - expected).total()
-        if found[course.where] != expected:
+        expected = Counter(course.evicted)
+        surplus = found[course.where] - expected
+        too_many += surplus.total()
+        if surplus or (found[course.where] != expected and not course.case.scenario.spares):
             course.wrong.append(f"evictions {dict(found[course.where])} instead of one each of {list(expected)}")
     return too_many
+
+
+def judge_writes(plane: ControlPlane, courses: Sequence[Course]) -> int:
+    """Compare what was done to the nodes and to what stands behind them; how many steps there were too many."""
+    found: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for entry in audit.entries(plane.audit_log):
+        step = step_of(entry)
+        if step in OWN_STEPS:
+            found[place_of(entry["objectRef"])][entry["objectRef"]["name"], step] += 1
+    too_many = 0
+    for course in courses:
+        ill = [node["metadata"]["name"] for node in course.ill]
+        expected = Counter((name, step) for name in ill for step in course.case.scenario.writes)
+        too_many += (found[course.where] - expected).total()
+        if found[course.where] != expected:
+            course.wrong.append(f"steps {dict(found[course.where])} instead of one each of {list(expected)}")
+    return too_many
+
+
+OWN_STEPS = frozenset({"cordon", "uncordon", "taint", "untaint", "replacement"})
+
+
+def step_of(entry: Json) -> str:
+    """Which step of a remediation the API server has accepted of one of our accounts; "" for all else."""
+    accepted = entry["responseStatus"]["code"] < 300 and entry["verb"] in _METHODS
+    if not accepted or not _is_ours(entry):
+        return ""
+    body = json.dumps(entry.get("requestObject") or {}).encode()
+    return Call(_METHODS[entry["verb"]], entry["requestURI"].partition("?")[0], body).step
+
+
+_METHODS = {"create": "POST", "update": "PUT", "patch": "PATCH", "delete": "DELETE"}
+
+
+def _is_ours(entry: Json) -> bool:
+    return str(entry["user"]["username"]).startswith(f"system:serviceaccount:{functions.NAMESPACE}:")
 
 
 def removes_pod(entry: Json) -> bool:
@@ -435,23 +453,21 @@ def removes_pod(entry: Json) -> bool:
     meant = entry["objectRef"]
     if meant.get("resource") != "pods" or entry["responseStatus"]["code"] >= 300:
         return False
-    ours = entry["user"]["username"].startswith(f"system:serviceaccount:{functions.NAMESPACE}:")
-    return bool(meant.get("subresource") == "eviction" or (entry["verb"] == "delete" and ours))
+    return bool(meant.get("subresource") == "eviction" or (entry["verb"] == "delete" and _is_ours(entry)))
 
 
 def judge_ledger(book: Json, courses: Sequence[Course]) -> None:
     """Each remediation has one entry in the ledger, and nothing else has."""
     held: dict[str, Counter[str]] = defaultdict(Counter)
     for row in json.loads((book.get("data") or {}).get("entries", "[]")):
-        held[row["ns"]][row["uid"]] += 1
+        held[place_of({"name": row["rec"], "namespace": row["ns"]})][row["uid"]] += 1
     mishaps = [course.case.trouble for course in courses if isinstance(course.case.trouble, Mishap)]
     forgets = any(mishap.forgets for mishap in mishaps)
     for course in courses:
         if isinstance(course.case.trouble, Mishap) and course.case.trouble.orphans:
             # Its entry names a record that is no more; that its slot is free again, the second remediation has shown.
             continue
-        ill = {pod["metadata"]["uid"] for pod in course.ill}
-        expected = Counter(r["metadata"]["uid"] for r in course.records if r["spec"]["target"]["uid"] in ill)
+        expected = Counter(record["metadata"]["uid"] for record in course.records)
         if held[course.where] != expected and not (forgets and held[course.where] <= expected):
             course.wrong.append(f"the ledger holds {dict(held[course.where])} instead of {dict(expected)}")
 
@@ -459,12 +475,14 @@ def judge_ledger(book: Json, courses: Sequence[Course]) -> None:
 async def judge(on: Stage, courses: Sequence[Course]) -> Json:
     """The figures of courses that are over."""
     too_many = judge_disruptions(on.plane, courses)
+    double = judge_writes(on.plane, courses)
     judge_ledger(await on.plane.api.get(LEDGER), courses)
     seconds = sorted(course.seconds for course in courses)
     return {
         "cases": len(courses),
         "same_end_state": sum(not course.wrong for course in courses),
         "second_disruptions": too_many,
+        "second_steps": double,
         "not_met": sorted(course.case.name for course in courses if not course.met),
         "different": {course.case.name: course.wrong for course in courses if course.wrong},
         "answers": dict(Counter(str(status) for course in courses for status, _ in course.answers)),
@@ -484,22 +502,47 @@ def shuffled(cases: Iterable[Case], size: int = 0) -> list[Case]:
     return found[:size] if size else found
 
 
-async def measure(size: int = 0) -> dict[str, Any]:
-    """Run the benchmark: the whole matrix, or `size` cases of it, and the mishaps at the steps of a remediation."""
+async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> dict[str, Any]:
+    """Run the benchmark: the whole matrix, or `size` cases of it, and the mishaps at the steps of a remediation.
+
+    `only` chooses scenarios by the beginning of their names; `strikes` leaves all but kills and stops out.
+    """
     begun = time.monotonic()
+    chosen = [scenario for scenario in (*SCENARIOS, *NODE_SCENARIOS) if scenario.name.startswith(only)]
+    folders = sorted({scenario.folder for scenario in chosen} | {rig.FOLDER})
     with tempfile.TemporaryDirectory(prefix="kreflex-bench-") as home:
-        async with rig.cluster(Path(home)) as plane, stage(plane) as on:
-            calm = await run_all(on, [Case(scenario) for scenario in SCENARIOS])
-            cases = [case for course in calm for case in matrix(course.case.scenario, points(course))]
-            twice = [case for case in matrix(KILLER, points(calm[0]), 2) if isinstance(case.trouble, Trouble)]
-            events = [Case(KILLER, event=way) for way in ("lost", "late")] + [Case(KILLER, replicas=2)]
-            courses = [*calm, *await run_all(on, [*events, *shuffled([*cases, *twice], size)])]
-            found = [await judge(on, courses)]
-            steps = [point for point in points(calm[0]) if str(point) in MISHAP_STEPS]
-            found += [await judge(on, await run_together(on, mishaps_at(p))) for p in steps[: size or len(steps)]]
+        async with rig.cluster(Path(home), options=PATIENT, folders=folders) as plane, stage(plane) as on:
+            calm = await run_all(on, [Case(scenario) for scenario in chosen])
+            cases = [case for course in calm for case in _cases(course, strikes=strikes)]
+            events = [case for scenario in chosen for case in _events(scenario)]
+            found = [await judge(on, [*calm, *await run_all(on, [*events, *shuffled(cases, size)])])]
+            if KILLER in chosen and not strikes:
+                steps = [point for point in points(calm[0]) if str(point) in MISHAP_STEPS]
+                found += [await judge(on, await run_together(on, mishaps_at(p))) for p in steps[: size or len(steps)]]
     whole = together(found)
-    holds = whole["same_end_state"] == whole["cases"] and not whole["second_disruptions"]
+    second = whole["second_disruptions"] + whole["second_steps"]
+    holds = whole["same_end_state"] == whole["cases"] and not second
     return {**whole, "seconds": round(time.monotonic() - begun), "holds": holds}
+
+
+def _cases(calm: Course, *, strikes: bool) -> list[Case]:
+    """What the calls of a calm remediation meet. The variants for nodes differ in what they do, not in how they ask."""
+    scenario, found = calm.case.scenario, points(calm)
+    struck = at_writes(scenario, found)
+    if strikes or scenario in NODE_SCENARIOS[1:]:
+        return struck
+    if scenario is REPLACER:
+        return [*struck, *matrix(scenario, found, blows=TROUBLES)]
+    twice = matrix(scenario, found, 2, TROUBLES) if scenario is KILLER else []
+    return [*matrix(scenario, found), *twice]
+
+
+def _events(scenario: Scenario) -> list[Case]:
+    """The ways in which the event comes, for those that it wakes."""
+    if scenario.event is None or scenario in NODE_SCENARIOS[1:]:
+        return []
+    ways: tuple[Way, ...] = ("lost", "late")
+    return [*(Case(scenario, event=way) for way in ways), Case(scenario, replicas=2, event="often")]
 
 
 MISHAP_STEPS = ("read pods", "record", "ledger", "Acting", "eviction", "Applied", "Done")
@@ -507,7 +550,7 @@ MISHAP_STEPS = ("read pods", "record", "ledger", "Acting", "eviction", "Applied"
 
 def together(found: Sequence[Json]) -> Json:
     """The figures of several runs as one."""
-    numbers = ("cases", "same_end_state", "second_disruptions")
+    numbers = ("cases", "same_end_state", "second_disruptions", "second_steps")
     return {
         **{name: sum(one[name] for one in found) for name in numbers},
         "not_met": [name for one in found for name in one["not_met"]],

@@ -36,13 +36,16 @@ _RELAYED = ("dev.knative.apiserver.resource.add", "dev.knative.apiserver.resourc
 
 
 @asynccontextmanager
-async def cluster(home: Path, count: int = 3, options: Options | None = None) -> AsyncIterator[ControlPlane]:
+async def cluster(
+    home: Path, count: int = 3, options: Options | None = None, folders: Sequence[str] = (FOLDER,)
+) -> AsyncIterator[ControlPlane]:
     """A control plane of the benchmark's own with nodes and an installed Kreflex, without any policy."""
     async with ControlPlane(home, options) as plane:
         await nodes.start(plane, count)
-        await functions.install(plane, [FOLDER, functions.WAKER])
+        await functions.install(plane, [*folders, functions.WAKER])
         await eventually(lambda: _served(plane), "Kreflex's custom resources")
-        await plane.api.delete(f"{GROUP}/clusterremediationpolicies/lab")
+        for policy in (await plane.api.get(f"{GROUP}/clusterremediationpolicies"))["items"]:
+            await plane.api.delete(f"{GROUP}/clusterremediationpolicies/{policy['metadata']['name']}")
         yield plane
 
 
@@ -136,6 +139,20 @@ async def records(plane: ControlPlane, where: str) -> list[Json]:
     """Read a namespace's Remediations."""
     items: list[Json] = (await plane.api.get(f"{GROUP}/namespaces/{where}/remediations"))["items"]
     return items
+
+
+async def records_about(plane: ControlPlane, where: str, uids: Sequence[str]) -> list[Json]:
+    """Read the Remediations of these objects, of however many others the namespace has some."""
+    chosen = {"labelSelector": f"kreflex.dev/target in ({','.join(uids)})"}
+    items: list[Json] = (await plane.api.get(f"{GROUP}/namespaces/{where}/remediations", **chosen))["items"]
+    return items
+
+
+async def remove(plane: ControlPlane, path: str) -> None:
+    """Delete an object, if it is still there; what it owns follows."""
+    if await plane.api.find(path) is not None:
+        with contextlib.suppress(Refused):
+            await plane.api.delete(path, {"propagationPolicy": "Background"})
 
 
 class Replica:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from aiohttp import web
 
 from bench import rig
 from bench.rig import Json
-from lab import callers, functions, kubeconfig, processes
+from lab import callers, claims, functions, kubeconfig, processes
 from lab.cluster import ControlPlane
 from lab.faults import FaultProxy, Hit, Strike
 from lab.ports import Ports
@@ -23,6 +24,12 @@ from lab.processes import Child
 
 ACT_WITHIN = 3.0
 ROUND = 1.0
+FUNCTIONS = (rig.FUNCTION, "node-replacer")
+# Of a node that was silenced a moment ago.
+_SETTINGS = {"node_replacer": {"SILENT_AFTER": "2s"}}
+# Who goes on waiting for one process would wake none of the others.
+_PATIENCE = 1.0
+_PLACE = re.compile(r"b-[0-9a-f]{8}")
 # As a Trigger repeats a delivery, but sooner tired.
 PAUSES = (0.2, 0.4, 0.8, 1.6)
 Event = tuple[Mapping[str, str], bytes]
@@ -91,6 +98,9 @@ class Switch:
         self.routes: dict[tuple[str, str], list[str]] = {}
         self.answers: dict[str, list[Said]] = defaultdict(list)
         self._turn = itertools.count()
+        # Who has not answered yet, and the calls that he has not answered.
+        self._busy: set[str] = set()
+        self._under_way: set[asyncio.Task[int]] = set()
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -108,30 +118,45 @@ class Switch:
         """Stop to listen."""
         if self._runner is not None:
             await self._runner.cleanup()
+        await asyncio.gather(*self._under_way)
         if self._session is not None:
             await self._session.close()
 
     async def _serve(self, request: web.Request) -> web.Response:
         items: dict[str, list[Json]] = defaultdict(list)
         for item in (await request.json())["items"]:
-            items[item["namespace"]].append(item)
+            items[place_of(item)].append(item)
         headers = {
             k: v for k, v in request.headers.items() if k.lower().startswith(("ce-", "content-type", "authorization"))
         }
         parts = [
-            self._send(where, urls, headers, items[where])
+            asyncio.create_task(self._send(where, urls, headers, items[where]))
             for (waker, where), urls in self.routes.items()
             if waker == request.match_info["waker"] and where in items
         ]
-        statuses = await asyncio.gather(*parts)
-        return web.Response(status=204 if all(status < 300 for status in statuses) else 503)
+        done, under_way = await asyncio.wait(parts, timeout=_PATIENCE) if parts else (set(), set())
+        self._under_way |= under_way
+        for task in under_way:
+            task.add_done_callback(self._under_way.discard)
+        return web.Response(status=204 if all(task.result() < 300 for task in done) else 503)
 
     async def _send(self, where: str, urls: list[str], headers: Mapping[str, str], items: list[Json]) -> int:
         assert self._session is not None, "the switch has not been started"
-        url, body = urls[next(self._turn) % len(urls)], json.dumps({"items": items}).encode()
+        idle = [url for url in urls if url not in self._busy]
+        if not idle:
+            return 204
+        url, body = idle[next(self._turn) % len(idle)], json.dumps({"items": items}).encode()
+        self._busy.add(url)
         status, text = await post(self._session, url, headers, body)
+        self._busy.discard(url)
         self.answers[where].append((status, text))
         return status or 503
+
+
+def place_of(item: Json) -> str:
+    """The namespace of the case that a waker's item belongs to; nodes and their records bear its name."""
+    named = _PLACE.search(item["name"])
+    return named[0] if named else str(item["namespace"])
 
 
 async def post(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: bytes) -> Said:
@@ -164,6 +189,7 @@ class Stage:
     session: aiohttp.ClientSession
     helper: Process
     net: Process
+    cloud: claims.Cloud
     token: str
     """The file of the token that all wakers show; it is written once, for it may be read at any moment."""
     turn: asyncio.Lock
@@ -179,7 +205,7 @@ class Stage:
         """A process for one case."""
         waker = folder == functions.WAKER
         told = {"FUNCTIONS": f"{rig.FUNCTION}={self.switch.url}/{where}", "TOKEN_FILE": self.token}
-        settings = told if waker else {}
+        settings = told if waker else _SETTINGS.get(folder, {})
         return Process(self.plane, folder, self.ports.take(), plan, where if waker else "", **settings)
 
 
@@ -191,12 +217,13 @@ async def stage(plane: ControlPlane) -> AsyncIterator[Stage]:
     helper = Process(plane, rig.FOLDER, ports.take(), [])
     # It removes no records: that is for the wakers that are spoilt.
     token = str(await callers.issue(plane, functions.WAKER, functions.NAMESPACE))
-    told = {"RETAIN": "87600h", "FUNCTIONS": f"{rig.FUNCTION}={switch.url}/net", "TOKEN_FILE": token}
+    urls = ",".join(f"{name}={switch.url}/net" for name in FUNCTIONS)
+    told = {"RETAIN": "87600h", "FUNCTIONS": urls, "TOKEN_FILE": token}
     net = Process(plane, functions.WAKER, ports.take(), [], **told)
     try:
-        async with rig.session(plane) as session:
+        async with rig.session(plane) as session, claims.cloud(plane) as cloud:
             await asyncio.gather(helper.start(), net.start())
-            made = Stage(plane, ports, switch, session, helper, net, token, asyncio.Lock())
+            made = Stage(plane, ports, switch, session, helper, net, cloud, token, asyncio.Lock())
             rounds = asyncio.create_task(made.wake())
             yield made
             rounds.cancel()

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from bench import faults, rig
-from bench.faults import BLOWS, KILLER, MISHAP_STEPS, SCENARIOS, WAKER, Case, Course, Scenario
+from bench.faults import BLOWS, MISHAP_STEPS, SCENARIOS, Case, Course
 from bench.mishaps import MISHAPS
 from bench.rig import Json
+from bench.scenarios import KILLER, WAKER, Scenario
 from bench.stage import Stage, stage
 from lab.troubles import Trouble
 
