@@ -9,10 +9,10 @@ import json
 import ssl
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Self
 
 import aiohttp
@@ -24,8 +24,6 @@ from lab.errors import LabError
 from lab.nodes import Pool
 from lab.workloads import PREFIX, deployment
 
-# etcd takes 128 operations in a transaction.
-_BATCH = 100
 _QUOTA = "crowd-is-being-made"
 
 
@@ -39,12 +37,21 @@ class Crowd:
 
 
 async def many(
-    plane: ControlPlane, count: int, pods: int = 0, pool: Pool | None = None, namespace: str = "crowd", apps: int = 20
+    plane: ControlPlane,
+    count: int,
+    pods: int = 0,
+    pool: Pool | None = None,
+    namespace: str = "crowd",
+    apps: int = 20,
+    dress: Callable[[Json], Json] = lambda node: node,
 ) -> Crowd:
-    """Make many nodes of a pool, and many pods of some Deployments spread over them; all are Ready at the end."""
+    """Make many nodes of a pool, and many pods of some Deployments spread over them; all are Ready at the end.
+
+    `dress` gives a node more than the lab's own have.
+    """
     begun = time.monotonic()
     async with Store(plane) as store:
-        names = await _make_nodes(plane.api, store, count, pool or Pool())
+        names = await _make_nodes(plane.api, store, [dress(nodes.node(one, pool or Pool())) for one in range(count)])
         made = time.monotonic()
         if pods:
             await _make_pods(plane.api, store, names, pods, namespace, apps)
@@ -71,19 +78,20 @@ class Store:
         assert self._session is not None
         await self._session.close()
 
-    async def write(self, kind: str, bodies: Iterator[Json]) -> None:
-        """Put objects of one kind under their names."""
-        while batch := list(islice(bodies, _BATCH)):
-            await self._put(kind, batch)
+    async def write(self, kind: str, bodies: Iterable[Json]) -> None:
+        """Put objects of one kind under their names.
 
-    async def _put(self, kind: str, bodies: Sequence[Json]) -> None:
+        Each in a revision of its own, as the API server does: who resumes a watch between two objects of one revision
+        never hears of the second.
+        """
+        await nodes.each(bodies, lambda body: self._put(kind, body), at_once=16)
+
+    async def _put(self, kind: str, body: Json) -> None:
         assert self._session is not None, "the store has not been opened"
-        puts = [
-            {"requestPut": {"key": _encoded(_key(kind, body)), "value": _encoded(json.dumps(body))}} for body in bodies
-        ]
-        async with self._session.post(f"{self._url}/v3/kv/txn", json={"success": puts}) as answer:
+        put = {"key": _encoded(_key(kind, body)), "value": _encoded(json.dumps(body))}
+        async with self._session.post(f"{self._url}/v3/kv/put", json=put) as answer:
             if answer.status != 200:
-                raise LabError(f"etcd refused {len(bodies)} {kind}: {await answer.text()}")
+                raise LabError(f"etcd refused {body['metadata']['name']} of {kind}: {await answer.text()}")
 
 
 def _key(kind: str, body: Json) -> str:
@@ -95,9 +103,8 @@ def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-async def _make_nodes(api: Api, store: Store, count: int, pool: Pool) -> list[str]:
-    now = _now()
-    bodies = [nodes.node(number, pool) for number in range(count)]
+async def _make_nodes(api: Api, store: Store, bodies: Sequence[Json]) -> list[str]:
+    now, count = _now(), len(bodies)
     # All at once: kwok finds them Ready, so that all that is left to do is to renew their leases.
     await store.write("minions", (_born(_with_status(body, now), now) for body in bodies))
     names = [body["metadata"]["name"] for body in bodies]
