@@ -121,6 +121,7 @@ MODULES = (
     Module("nats", {}, peers={"nats-server": "github.com/nats-io/nats-server/v2"}),
     Module("karpenter", {}, peers={"karpenter": "sigs.k8s.io/karpenter/kwok"}),
     Module("cluster-api", {}, peers={"capi_manager": "sigs.k8s.io/cluster-api/core"}),
+    Module("medik8s", {}, peers={"node_healthcheck": "github.com/medik8s/node-healthcheck-operator/cmd"}),
 )
 
 

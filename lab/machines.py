@@ -154,40 +154,12 @@ async def _install(plane: ControlPlane, config: Configuration, client: Json) -> 
     webhook = {"conversionReviewVersions": ["v1"], "clientConfig": _at(client, "/convert")}
     for definition in config.definitions:
         definition["spec"]["conversion"] = {"strategy": "Webhook", "webhook": webhook}
-    ours = [_definition(kind, group) for kind, group in _KINDS.items()]
+    # The label tells Cluster API which of a kind's versions follow which of its contracts.
+    contract = {"cluster.x-k8s.io/v1beta2": _OURS}
+    ours = [manifests.definition(f"{group}/{_OURS}", kind, contract) for kind, group in _KINDS.items()]
     await manifests.apply(plane.api, [*config.definitions, *ours])
     await manifests.grant(plane.api, NAMESPACE, ACCOUNT, config.rules)
-    await eventually(lambda: _listed(plane.api), "LabMachines")
-
-
-async def _listed(api: Api) -> bool:
-    try:
-        await api.get(_LAB_MACHINES)
-    except Refused as refusal:
-        # Who is early is told that the storage of a kind is (re)initializing, although its CRD is established.
-        if refusal.status != 429:
-            raise
-        return False
-    return True
-
-
-def _definition(kind: str, group: str) -> Json:
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    plural = f"{kind.lower()}s"
-    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
-    version = {"name": _OURS, "served": True, "storage": True, "subresources": {"status": {}}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        # The label tells Cluster API which of the versions follow which of its contracts.
-        "metadata": {"name": f"{plural}.{group}", "labels": {"cluster.x-k8s.io/v1beta2": _OURS}},
-        "spec": {
-            "group": group,
-            "scope": "Namespaced",
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
-            "versions": [{**version, "schema": {"openAPIV3Schema": schema}}],
-        },
-    }
+    await manifests.listed(plane.api, _LAB_MACHINES)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lab.api import Api, eventually
+from lab.api import Api, Refused, eventually
 from lab.errors import LabError
 
 Manifest = dict[str, Any]
@@ -47,6 +47,41 @@ async def grant(api: Api, namespace: str, service_account: str, rules: Sequence[
             {**common, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
         ],
     )
+
+
+def definition(api_version: str, kind: str, labels: dict[str, str] | None = None) -> Manifest:
+    """A definition of a namespaced kind whose spec and status may hold anything."""
+    group, _, name = api_version.partition("/")
+    plural = f"{kind.lower()}s"
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"type": "object", "properties": {"spec": anything, "status": anything}}
+    version = {"name": name, "served": True, "storage": True, "subresources": {"status": {}}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}", "labels": labels or {}},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [{**version, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
+async def listed(api: Api, collection: str) -> None:
+    """Wait until a kind can be listed: its storage is (re)initializing (429) for a while after it is established."""
+
+    async def served() -> bool:
+        try:
+            await api.get(collection)
+        except Refused as refusal:
+            if refusal.status != 429:
+                raise
+            return False
+        return True
+
+    await eventually(served, collection)
 
 
 def _rank(manifest: Manifest) -> int:

@@ -45,7 +45,7 @@ def test_every_program_has_a_pinned_module() -> None:
 
 def test_the_programs_of_peers_are_built_for_the_tests_with_peers_only() -> None:
     knative = {"broker_ingress", "broker_filter", "broker_channel"}
-    assert knative | {"argo_events", "nats-server", "karpenter", "capi_manager"} <= set(PEERS)
+    assert knative | {"argo_events", "nats-server", "karpenter", "capi_manager", "node_healthcheck"} <= set(PEERS)
     assert set(PEERS).isdisjoint(PROGRAMS)
 
 
