@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from kreflex.upkeep import Drain
 from kreflex.views import Pod
 
 _AT_ONCE = 10
+# Then the rest is left to the next step: an attempt has to be over before it is another's.
+_WITHIN_SECONDS = 15.0
 _NAMED = 3
 # What a record keeps of a step's note; the numbers are in it, whatever the names are like.
 _NOTE = 300
@@ -170,6 +173,7 @@ class _Evictions:
         self._reader = reader
         self._left = most or 1_000_000
         self._most_seconds = None if max_grace is None else max(1, int(max_grace.total_seconds()))
+        self._end = time.monotonic() + _WITHIN_SECONDS
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._counts: Counter[str] = Counter()
         self._kept: dict[str, list[str]] = defaultdict(list)
@@ -193,9 +197,10 @@ class _Evictions:
         return self
 
     async def _empty(self, group: list[Pod]) -> None:
+        # In turn: of those that come at once under one budget, the API server lets all but one wait half a second.
         async with self._turns:
             for number, pod in enumerate(group):
-                if self._left <= 0 or self._broken is not None:
+                if self._left <= 0 or self._broken is not None or time.monotonic() > self._end:
                     return
                 # Taken before it is known whether it goes: others decide meanwhile.
                 self._left -= 1
