@@ -41,6 +41,8 @@ _AGAIN = timedelta(seconds=5)
 _SHORTEST = timedelta(milliseconds=200)
 # What is left of a call when it is ended: the time of a write or two.
 _RESERVE = 2.0
+# A wait that is not worth another wake.
+_SOON = timedelta(seconds=5)
 _STUMBLES = 5
 _BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
 _SLACK = timedelta(seconds=1)
@@ -72,6 +74,9 @@ class Courses(Generic[S]):
         """Carry on what has begun, unless somebody is at work on it."""
         holder, deadline = record.status.holder, record.status.deadline
         mine = holder == self._arc.holder and record.uid not in self._busy
+        if record.uid in self._busy and not holder:
+            # We have let go of it a moment ago, and this is who was woken by that.
+            raise UnavailableError(f"{record} is about to be free; come again")
         if record.uid in self._busy or (holder and not mine and deadline and self._arc.world.now() < deadline):
             return self._told(record, "deferred", f"{holder} is at work on it until {deadline:%H:%M:%S}")
         with _Held(self._busy, record.uid):
@@ -136,15 +141,24 @@ class Courses(Generic[S]):
                 # Whether it was done is not known: whoever comes next finds the intent.
                 raise
             return await self._leave(record, patience(record), "Failed", str(error))
-        taken = noted(record, action.step_name, now, note)
+        return await self._taken(record, action, note)
+
+    async def _taken(self, record: Record, action: Action, note: str) -> Record | Result:
+        taken = noted(record, action.step_name, self._arc.world.now(), note)
         log.info("course.step", record=str(record), step=action.step_name, because=action.because, note=note)
-        if action.step:
-            return taken
-        return await self._end(taken, action.because)
+        if not any(step.action == action.step_name for step in record.status.steps):
+            # The object's own history is read before its record is.
+            told = f"{action.because}. {note}" if note not in {"", action.because} else action.because
+            await self._arc.announcer.tell(taken, "Normal", f"Kreflex{type(action).__name__}", told)
+        return taken if action.step else await self._end(taken, action.because)
 
     async def _pause(self, record: Record, decision: Defer) -> Record | Result:
         """Wait here for what comes soon; what takes longer is left to whoever is woken for it."""
         wait = max(decision.until - self._arc.world.now(), _SHORTEST)
+        if _left() < wait <= _SOON:
+            # The change of the record wakes the next call, which waits in our place. One that came before it is due
+            # would leave it to the waker, a minute later.
+            return await self._leave(record, timedelta(), EARLY, decision.because)
         if _left() < wait or self._waiting >= self._arc.core.concurrency // 2:
             return await self._leave(record, wait, EARLY, decision.because)
         self._waiting += 1
