@@ -414,10 +414,13 @@ async def recovered(
     settings: NodeReplacerSettings,  # noqa: ARG001 - as all
 ) -> Recovered | Ineffective | Unknown | Defer:
     """See the node well for the proof; or, when it is gone, another node of its pool."""
-    node = await world.cluster.node(treatment.target.name)
+    now, node = world.now(), await world.cluster.node(treatment.target.name)
+    if node is None and (left := [pod async for pod in world.cluster.pods_on(treatment.target.name)]):
+        # The pod garbage collector waits for most of a minute; until then nothing asks for a place elsewhere.
+        because = f"{treatment.target.name} is gone, and {len(left)} pods are still bound to it"
+        return Defer(because, until=now + treatment.proof)
     if node is None or node.ref.uid != treatment.target.uid:
         return await succeeded(treatment, world)
-    now = world.now()
     if node.terminating or treatment.action in {"DeleteNodeClaim", "DeleteMachine"}:
         return Defer(f"{node.name} is still there", until=now + RECHECK)
     upkeep = await world.upkeep(node)

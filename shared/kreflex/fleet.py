@@ -14,6 +14,8 @@ from kreflex.views import time_of
 
 # Karpenter asks again after this time, too: https://github.com/kubernetes-sigs/karpenter, node/legacyrepair.
 RECHECK = timedelta(minutes=5)
+# Sooner where the policy waits for less after a storm: a node that stays silent tells nobody that the others are back.
+SOON = timedelta(seconds=10)
 AT_WORK = timedelta(minutes=1)
 NEVER = timedelta(hours=1)
 # The kubelet keeps the times of its conditions when it starts anew. Others, node-problem-detector and Calico among
@@ -159,7 +161,8 @@ def too_ill(node: Node, fleet: Iterable[Node], upkeep: Upkeep, now: datetime, *,
     breakers = _breakers(node, cases, upkeep)
     for breaker in breakers:
         if breaker.ill > breaker.limit:
-            return Stop(breaker.name, breaker.words(breaker.ill, "is" if breaker.ill == 1 else "are"), now + RECHECK)
+            words = breaker.words(breaker.ill, "is" if breaker.ill == 1 else "are")
+            return Stop(breaker.name, words, now + min(RECHECK, max(upkeep.storm_cooldown, SOON)))
     return None if begun else _cooldown(breakers, upkeep, now)
 
 

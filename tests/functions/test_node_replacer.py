@@ -464,3 +464,11 @@ async def test_karpenter_need_not_make_a_node_that_no_pod_waits_for() -> None:
     assert isinstance(await verdict(None, treatment()), Recovered)
     waiting = {"/api/v1/pods/p": a_pod(phase="Pending")}
     assert isinstance(await verdict(None, treatment(), **waiting), Defer)
+
+
+async def test_nothing_is_proven_while_pods_are_bound_to_the_node_that_is_gone() -> None:
+    orphan = a_pod()
+    left = {"/api/v1/pods/p": {**orphan, "spec": {**orphan["spec"], "nodeName": NAME}}}
+    waited = await verdict(None, treatment(), **left)
+    assert waited == Defer(f"{NAME} is gone, and 1 pods are still bound to it", until=NOW + 10 * MINUTE)
+    assert isinstance(await verdict(None, treatment(), **left, **mate(15 * MINUTE, 12 * MINUTE)), Defer)

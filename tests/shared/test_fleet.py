@@ -17,6 +17,7 @@ from kreflex.cordons import CordonNode, UncordonNode
 from kreflex.errors import UnavailableError
 from kreflex.fleet import (
     RECHECK,
+    SOON,
     Complaint,
     Stop,
     booting,
@@ -392,6 +393,14 @@ def test_what_has_begun_goes_on_after_a_storm_but_not_in_it() -> None:
     after, within = some(5, sick(), well(3 * MINUTE)), some(5, sick(), sick())
     assert too_ill(after[0], after, Upkeep(), NOW, begun=True) is None
     assert stopped(too_ill(within[0], within, Upkeep(), NOW, begun=True)) == "PoolBreaker"
+
+
+@pytest.mark.parametrize(("cooldown", "again"), [("1h", RECHECK), ("2m", 2 * MINUTE), ("0s", SOON)])
+def test_a_breaker_is_looked_at_again_as_soon_as_its_storm_may_be_over(cooldown: str, again: timedelta) -> None:
+    fleet = some(5, sick(), sick())
+    stop = too_ill(fleet[0], fleet, an_upkeep(stormCooldown=cooldown), NOW)
+    assert stop is not None
+    assert (stop.guard, stop.until) == ("PoolBreaker", NOW + again)
 
 
 def test_a_policy_says_how_long_it_has_to_be_calm() -> None:
