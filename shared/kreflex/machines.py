@@ -226,7 +226,14 @@ async def _held(owner: Ref, ref: Ref, reader: Reader) -> tuple[str, Ref | None]:
     if body is None:
         return f"{owner}, which {ref} belongs to, is not there", None
     paused = f"{owner} is paused" if (body.get("spec") or {}).get("paused") else ""
-    return paused or _noted(body, owner, _PAUSED, _NO_CREATE), controller_of(body["metadata"])
+    return paused or _noted(body, owner, _PAUSED) or _childless(body, owner), controller_of(body["metadata"])
+
+
+def _childless(body: JSON, owner: Ref) -> str:
+    # Every MachineSet of a MachineDeployment has it, as `false` when it may make Machines.
+    if (body["metadata"].get("annotations") or {}).get(_NO_CREATE) != "true":
+        return ""
+    return f"{owner} has the annotation {_NO_CREATE}"
 
 
 def _noted(body: JSON, ref: Ref, *annotations: str) -> str:
