@@ -22,7 +22,6 @@ from kreflex.reflex import Reflex
 from kreflex.rule import Rule
 from kreflex.serve import REFLEXES
 from kreflex.signals import NodeSignal
-from kreflex.signals import NodeSignal
 from kreflex.views import JSON
 
 HOME = "kreflex-system"

@@ -13,11 +13,20 @@ from tests import made_up
 KNATIVE = Path(__file__).parents[2] / "knative"
 
 
-@pytest.mark.parametrize("computed", rights.all_rights(), ids=lambda computed: computed.name)
-@pytest.mark.parametrize(("folder", "namespaces"), [(".", []), ("variants/namespaced", ["shop"])])
-def test_the_shipped_rights_are_the_computed_ones(computed: rights.Rights, folder: str, namespaces: list[str]) -> None:
+SHIPPED = [(".", [], one) for one in rights.all_rights()]
+SHIPPED += [("variants/namespaced", ["shop"], one) for one in rights.all_rights(namespaced=True)]
+
+
+@pytest.mark.parametrize(("folder", "namespaces", "computed"), SHIPPED, ids=lambda one: getattr(one, "name", ""))
+def test_the_shipped_rights_are_the_computed_ones(folder: str, namespaces: list[str], computed: rights.Rights) -> None:
     shipped = (KNATIVE / folder / computed.name / "rbac.yaml").read_text()
     assert shipped == rights.render(rights.manifests(computed, namespaces=namespaces)), "run `make schemas`"
+
+
+def test_what_is_in_no_namespace_is_for_no_function_of_namespaces() -> None:
+    assert {one.name for one in rights.all_rights()} - {one.name for one in rights.all_rights(namespaced=True)} == {
+        "node-replacer"
+    }
 
 
 @pytest.mark.parametrize(("name", "text"), admission.files().items())
