@@ -13,7 +13,7 @@ from typing import Any
 from bench import surroundings
 
 _SPEED = ("reflex", "cold-start", "memory", "duplicates", "irrelevant")
-NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults")
+NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,7 +22,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", action="store_true", help="nothing but the figures on stdout, on one line")
-    parser.add_argument("--size", type=int, default=0, help="how many faults, pods or seconds, instead of the usual")
+    parser.add_argument(
+        "--size",
+        "--nodes",
+        dest="size",
+        type=int,
+        default=0,
+        help="how many faults, nodes, pods or seconds, instead of the usual",
+    )
     parser.add_argument("--save", action="store_true", help="keep the figures in bench/results/")
     arguments = parser.parse_args()
     module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")

@@ -43,3 +43,23 @@ def _stat(pid: int) -> list[str]:
 def _pss_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def rss_mib(pid: int) -> float:
+    """The memory that a process alone holds now, shared pages in full, in MiB."""
+    return _status_kib(pid, "VmRSS") / 1024
+
+
+def peak_mib(pid: int) -> float:
+    """The most that it has held since `forget_peak`, or since it was started."""
+    return _status_kib(pid, "VmHWM") / 1024
+
+
+def forget_peak(pid: int) -> None:
+    """Let the peak begin with what is held now (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status_kib(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

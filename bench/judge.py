@@ -81,6 +81,12 @@ def evictions(plane: ControlPlane, namespace: str) -> list[tuple[str, datetime]]
     ]
 
 
+def evicted_names(plane: ControlPlane, namespace: str) -> list[str]:
+    """The names of the pods whose eviction was accepted, once for each acceptance; who asks may name no UID."""
+    entries = (entry for entry in audit.entries(plane.audit_log) if _removes_pod(entry))
+    return [entry["objectRef"]["name"] for entry in entries if entry["objectRef"].get("namespace") == namespace]
+
+
 def _removes_pod(entry: dict[str, Any]) -> bool:
     meant = entry.get("objectRef") or {}
     if entry["responseStatus"]["code"] >= 300 or meant.get("resource") != "pods":
