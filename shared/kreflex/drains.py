@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -165,13 +166,40 @@ class RestartNetworkPod(NodeStep):
         return f"{done}: {_several(pod.ref.name for pod in self.pods)}"
 
 
+class _Places:
+    """How many pods may still go. What turns out not to go takes nobody's place."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self) -> bool:
+        """Take a place; waits while only those that are under way can tell whether there is one."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._left or not self._under_way)
+            if not self._left:
+                return False
+            self._left -= 1
+            self._under_way += 1
+            return True
+
+    async def settle(self, *, gone: bool) -> None:
+        """Tell what came of a place."""
+        async with self._changed:
+            self._under_way -= 1
+            if not gone:
+                self._left += 1
+            self._changed.notify_all()
+
+
 class _Evictions:
     """One batch of evictions, and what came of it."""
 
     def __init__(self, writer: Writer, reader: Reader, most: int = 0, max_grace: timedelta | None = None) -> None:
         self._writer = writer
         self._reader = reader
-        self._left = most or 1_000_000
+        self._places = _Places(most or sys.maxsize)
         self._most_seconds = None if max_grace is None else max(1, int(max_grace.total_seconds()))
         self._end = time.monotonic() + _WITHIN_SECONDS
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -200,17 +228,18 @@ class _Evictions:
         # In turn: of those that come at once under one budget, the API server lets all but one wait half a second.
         async with self._turns:
             for number, pod in enumerate(group):
-                if self._left <= 0 or self._broken is not None or time.monotonic() > self._end:
+                if self._over or not await self._places.take():
                     return
-                # Taken before it is known whether it goes: others decide meanwhile.
-                self._left -= 1
                 kept = await self._evict(pod)
-                if kept != "evicted":
-                    self._left += 1
+                await self._places.settle(gone=kept == "evicted")
                 self._counts[kept] += 1
                 if kept in {_BUDGET, _BUDGETS}:
                     self._counts[kept] += len(group) - number - 1
                     return
+
+    @property
+    def _over(self) -> bool:
+        return self._broken is not None or time.monotonic() > self._end
 
     async def _evict(self, pod: Pod) -> str:
         """Evict one pod; tells what came of it."""

@@ -269,15 +269,21 @@ async def test_the_api_server_honours_the_uid_of_a_patch_by_itself(lab: Lab) -> 
 
 
 async def test_of_two_that_cordon_at_once_one_does(lab: Lab) -> None:
-    for _ in range(5):
+    won = 0
+    for _ in range(20):
         name = await lab.node()
         seen = await lab.read(name)
         asked = (lab.apply(on(CordonNode, seen), mark) for mark in (OURS, THEIRS))
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers if answer != ""] == [ConflictError]
-        winner = (OURS, THEIRS)[answers.index("")]
-        assert (await lab.read(name)).annotations[MARK] == winner
-        assert lab.writes(name) == ["patch"]
+        assert all(answer == "" or isinstance(answer, ConflictError) for answer in answers)
+        winners = [mark for mark, answer in zip((OURS, THEIRS), answers, strict=True) if answer == ""]
+        assert len(winners) == len(lab.writes(name)) <= 1
+        # None, if a controller has written to the node at that moment.
+        won += len(winners)
+        assert not winners or (await lab.read(name)).annotations[MARK] == winners[0]
+        if won == 5:
+            return
+    raise AssertionError("the nodes change all the time")
 
 
 async def test_the_cordon_of_somebody_else_stays_his(lab: Lab) -> None:
@@ -575,6 +581,12 @@ async def test_daemons_and_static_pods_stay_and_finished_ones_go(lab: Lab, here:
     mirror = {"name": "static", "annotations": {"kubernetes.io/config.mirror": "x"}}
     await lab.plane.api.post(path, {"metadata": mirror, "spec": run})
     await lab.plane.api.post(path, {"metadata": {"name": "bare"}, "spec": run})
+
+    async def running() -> bool:
+        body = await lab.plane.api.get(f"{path}/done")
+        return bool(body["status"].get("phase") == "Running")
+
+    await eventually(running, "the pod running that is to be done")
     await lab.plane.api.patch(f"{path}/done/status", {"status": {"phase": "Succeeded"}})
     load = evictable([pod async for pod in lab.reader.pods_on(node)], Drain())
     assert [pod.ref.name for pod in load.evictable] == ["done"]
@@ -892,9 +904,10 @@ async def test_a_machine_can_be_deleted_without_a_drain(lab: Lab, api: str, note
             "Cluster {ns}/prod, which Machine {m} belongs to, is not there",
         ),
         (
-            {"machinesets": {"metadata": {"annotations": {f"{CAPI}/disable-machine-create": ""}}}},
+            {"machinesets": {"metadata": {"annotations": {f"{CAPI}/disable-machine-create": "true"}}}},
             f"MachineSet {{ns}}/set has the annotation {CAPI}/disable-machine-create",
         ),
+        ({"machinesets": {"metadata": {"annotations": {f"{CAPI}/disable-machine-create": "false"}}}}, ""),
         ({"machinedeployments": {"spec": {"paused": True}}}, "MachineDeployment {ns}/workers is paused"),
         ({"machinedeployments": {"spec": {"paused": False}}}, ""),
     ],

@@ -1,5 +1,6 @@
 """What actions on nodes say of themselves, which pods they mean, and what they make of answers."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -206,6 +207,22 @@ async def test_a_webhooks_no_is_about_one_pod() -> None:
 async def test_no_more_go_than_are_allowed_at_a_time() -> None:
     told, asked = await evict((*of("cart", 4), *of("web", 4)), {}, most=3)
     assert (told, len(asked)) == ("evicted 3", 3)
+
+
+class Slow(Evictions):
+    """Is slow to say no."""
+
+    async def send(self, method: str, path: str, body: JSON | None = None, **options: Any) -> JSON:
+        if method == "POST" and path.split("/")[-2] in self.answers:
+            await asyncio.sleep(0.05)
+        return await super().send(method, path, body, **options)
+
+
+async def test_a_slow_no_takes_nobodys_place() -> None:
+    pods = (*of("cart", 2), *of("web", 3))
+    reader, writer = Slow(pods, {"cart-0": NO}).pair()
+    told = await on(EvictPods, pods=pods, most=2).apply(writer, reader)
+    assert told == "evicted 2, 2 blocked by PodDisruptionBudgets (shop/cart)"
 
 
 async def test_many_names_are_cut_short() -> None:
