@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab import nodes, workloads
+from lab import crowd, nodes, workloads
 from lab.api import Api, Refused, eventually
 from lab.cluster import ControlPlane, Options
 from lab.errors import LabError
@@ -116,25 +116,24 @@ def test_every_fault_has_its_sign() -> None:
     assert {fault for fault, *_ in SIGNS} == nodes.FAULTS - {"unknown"}
 
 
-@pytest.mark.parametrize(("fault", "kind", "status", "reason"), SIGNS)
-async def test_a_fault_is_a_condition_that_comes_and_goes(
-    api: Api, node: str, fault: str, kind: str, status: str, reason: str
-) -> None:
-    await nodes.break_node(api, node, fault)
-    assert (await nodes.shows(api, node, kind, status))["reason"] == reason
-    ready = nodes.condition(await body_of(api, node), "Ready")
-    assert ready == ("False" if kind == "Ready" else "True")
-
-    await nodes.heal_node(api, node)
-    healed = await nodes.shows(api, node, kind, "False" if status == "True" else "True")
-    assert healed["reason"] != reason
+async def test_each_fault_is_a_condition_that_comes_and_goes(api: Api, node: str) -> None:
+    for fault, kind, status, reason in SIGNS:
+        await nodes.break_node(api, node, fault)
+        assert (await nodes.shows(api, node, kind, status))["reason"] == reason
+        ready = nodes.condition(await body_of(api, node), "Ready")
+        assert ready == ("False" if kind == "Ready" else "True")
+        await nodes.heal_node(api, node)
+        healed = await nodes.shows(api, node, kind, "False" if status == "True" else "True")
+        assert healed["reason"] != reason
     await is_untainted(api, node)
 
 
-@pytest.mark.parametrize(("fault", "key"), TAINTS)
-async def test_the_controller_manager_taints_an_ill_node(api: Api, node: str, fault: str, key: str) -> None:
-    await nodes.break_node(api, node, fault)
-    await is_tainted(api, node, key)
+async def test_the_controller_manager_taints_an_ill_node(api: Api, node: str) -> None:
+    for fault, key in TAINTS:
+        await nodes.break_node(api, node, fault)
+        await is_tainted(api, node, key)
+    await nodes.heal_node(api, node)
+    await is_untainted(api, node)
 
 
 async def test_a_node_can_have_several_faults_of_which_some_end_first(api: Api, node: str) -> None:
@@ -200,8 +199,11 @@ async def test_an_unknown_node_can_come_back_ill(api: Api, node: str) -> None:
     back = await nodes.shows(api, node, "Ready", "False")
     assert moment(back["lastTransitionTime"]) > moment(unknown["lastTransitionTime"])
     assert nodes.condition(await body_of(api, node), "DiskPressure") == "False"
-    await is_tainted(api, node, "node.kubernetes.io/not-ready")
-    assert "node.kubernetes.io/unreachable" not in await taints(api, node)
+
+    async def exchanged() -> bool:
+        return await taints(api, node) == {"node.kubernetes.io/not-ready"}
+
+    await eventually(exchanged, "the one taint for the other")
 
 
 async def test_an_unknown_node_heals(api: Api, node: str) -> None:
@@ -431,3 +433,29 @@ async def test_the_cloud_removes_the_node_of_a_machine_that_is_gone(api: Api, no
     await nodes.remove_machine(api, node)
     with pytest.raises(Refused, match="not found"):
         await body_of(api, node)
+
+
+async def test_a_crowd_of_nodes_and_pods_is_made_at_once_and_lives_on(cluster: ControlPlane, api: Api) -> None:
+    pool = Pool("crowd", labels={"pool": "crowd"})
+    made = await crowd.many(cluster, 20, 100, pool, namespace="crowd", apps=3)
+    assert made.nodes == [f"crowd-{number}" for number in range(20)]
+    assert sorted(await nodes.named(api, "pool=crowd")) == sorted(made.nodes)
+    pods = (await api.get("/api/v1/namespaces/crowd/pods"))["items"]
+    assert len(pods) == 100
+    assert all(nodes.is_ready(pod) for pod in pods)
+    assert {pod["spec"]["nodeName"] for pod in pods} == set(made.nodes)
+
+    victim = pods[0]["metadata"]["name"]
+    await evict(api, "crowd", victim)
+    await is_gone(api, "crowd", victim)
+
+    async def replaced() -> bool:
+        found = (await api.get("/api/v1/namespaces/crowd/pods"))["items"]
+        return len(found) == 100 and all(nodes.is_ready(pod) for pod in found)
+
+    await eventually(replaced, "a successor of the evicted pod")
+    await nodes.break_node(api, "crowd-7", "not-ready")
+    await nodes.shows(api, "crowd-7", "Ready", "False")
+    await api.delete("/api/v1/namespaces/crowd")
+    for name in made.nodes:
+        await api.delete(f"/api/v1/nodes/{name}")
