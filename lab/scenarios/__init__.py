@@ -16,7 +16,9 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion")
+NAMES = ("crash-loop", "useless-deletion", "node-down")
+# They break machines, and those of a cluster of yours are not made for that.
+_LAB_ONLY = ("node-down",)
 
 
 def run(name: str, home: Home, arguments: list[str]) -> int:
@@ -24,6 +26,8 @@ def run(name: str, home: Home, arguments: list[str]) -> int:
     if name not in NAMES:
         raise LabError(f"there is no scenario {name!r}: choose of {', '.join(NAMES)}")
     options = _parser(name).parse_args(arguments)
+    if options.kubeconfig and name in _LAB_ONLY:
+        raise LabError(f"{name} breaks machines, so it plays in the lab only")
     if options.kubeconfig and not options.yes:
         raise LabError(
             f"{options.kubeconfig} is a cluster of yours. The scenario makes a namespace of its own there, breaks a "

@@ -38,6 +38,8 @@ class Place:
         self.timeline = Timeline()
         self.pods: dict[str, Json] = {}
         self.remediations: dict[str, Json] = {}
+        self.tells_pods = True
+        """Whether each pod that is Ready or restarts is worth a line."""
         self._seen: set[str] = set()
 
     @classmethod
@@ -104,7 +106,7 @@ class Place:
 
     def ready(self, name: str) -> list[Json]:
         """Those that are Ready and stay."""
-        return [pod for pod in self.of(name) if _ready(pod)]
+        return [pod for pod in self.of(name) if is_ready(pod)]
 
     def looping(self, name: str, restarts: int) -> list[Json]:
         """Those with a container that has restarted so often."""
@@ -119,9 +121,9 @@ class Place:
             and status.items() <= record.get("status", {}).items()
         ]
 
-    async def until(self, found: Callable[[], bool], what: str) -> None:
+    async def until(self, found: Callable[[], bool], what: str, patience: float | None = None) -> None:
         """Wait for something to be seen; raises ScenarioFailed when it does not come."""
-        patience = _PATIENCE[self.simulated]
+        patience = patience or _PATIENCE[self.simulated]
         end = asyncio.get_running_loop().time() + patience
         while not found():
             if asyncio.get_running_loop().time() > end:
@@ -159,7 +161,7 @@ class Place:
         """Add to the timeline what the function's log and the relay's journal say of this namespace."""
         if self.home is None:
             return
-        for line in _lines(self.home.log("restart-loop-killer")):
+        for line in lines_of(self.home.log("restart-loop-killer")):
             if f"Remediation {self.namespace}/" in str(line.get("record", "")):
                 self._tell_log_line(line)
 
@@ -167,7 +169,7 @@ class Place:
         at, event, because = datetime.fromisoformat(line["timestamp"]), line["event"], line.get("because", "")
         target = self._target(line["record"])
         if event == "remediation.opened":
-            self.timeline.add(*self._sender(line), at=at)
+            self.timeline.add(*self.sender(line), at=at)
             self.timeline.add("decision", f"{line['decision']} {target}: {because}", at=at)
         elif event == "guards.passed":
             self.timeline.add("guards", f"all pass: {', '.join(line['guards'])}", at=at)
@@ -184,11 +186,12 @@ class Place:
         found = (r for r in self.remediations.values() if r["metadata"]["name"] == name)
         return next((r["spec"]["target"]["name"] for r in found), name)
 
-    def _sender(self, line: Json) -> tuple[str, str]:
+    def sender(self, line: Json) -> tuple[str, str]:
+        """Who told of a fault, as a line of a function's log says."""
         source = line["source"]
         if source == "apiserver":
             kind = (
-                next((e["type"] for e in _lines(self.home.events) if e["id"] == line["delivery"]), "")
+                next((e["type"] for e in lines_of(self.home.events) if e["id"] == line["delivery"]), "")
                 if self.home
                 else ""
             )
@@ -205,12 +208,15 @@ class Place:
             )
             await asyncio.sleep(_LOOK_SECONDS)
 
+    def _worth_telling(self, kind: str) -> bool:
+        return self.tells_pods if kind == "pods" else not self.simulated
+
     async def _look(self, kind: str, path: str, known: dict[str, Json]) -> None:
         found = {body["metadata"]["uid"]: body async for body in self.reader.list(path)}
         now = datetime.now(UTC)
         for uid, body in found.items():
             # In the lab the function's log tells the steps of a record, with finer times.
-            for what, text, at in _facts(kind, body) if kind == "pods" or not self.simulated else ():
+            for what, text, at in _facts(kind, body) if self._worth_telling(kind) else ():
                 if f"{uid} {text}" not in self._seen:
                     self._seen.add(f"{uid} {text}")
                     self.timeline.add(what, text, at=at or now)
@@ -226,7 +232,7 @@ def _facts(kind: str, body: Json) -> list[tuple[str, str, datetime | None]]:
     restarts = _restarts(body)
     if restarts >= LOOP:
         return [("fault", f"{name} has restarted {restarts} times", None)]
-    return [("pod", f"{name} is Ready", None)] if _ready(body) and not restarts else []
+    return [("pod", f"{name} is Ready", None)] if is_ready(body) and not restarts else []
 
 
 def _step(target: str, step: Json) -> tuple[str, str, datetime]:
@@ -240,7 +246,8 @@ def _step(target: str, step: Json) -> tuple[str, str, datetime]:
     return step.get("outcome", "open"), f"{target}: {reason}", at
 
 
-def _ready(pod: Json) -> bool:
+def is_ready(pod: Json) -> bool:
+    """Whether a pod is Ready and stays."""
     conditions = pod["status"].get("conditions", [])
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     return ready and "deletionTimestamp" not in pod["metadata"]
@@ -250,7 +257,8 @@ def _restarts(pod: Json) -> int:
     return max((c["restartCount"] for c in pod["status"].get("containerStatuses", [])), default=0)
 
 
-def _lines(file: Path) -> Iterator[Json]:
+def lines_of(file: Path) -> Iterator[Json]:
+    """The lines of JSON in a file."""
     for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             yield json.loads(line)

@@ -17,6 +17,9 @@ _COLOURS = {
     "event": "cyan",
     "alert": "cyan",
     "waker": "cyan",
+    "lifecycle": "red",
+    "karpenter": "blue",
+    "step": "magenta",
     "decision": "yellow",
     "guards": "yellow",
     "acting": "magenta",
@@ -28,7 +31,10 @@ _COLOURS = {
     "escalated": "yellow",
 }
 # What happens in one look of the watch is told in the order of the arc.
-_ORDER = ("fault", "event", "alert", "waker", "decision", "guards", "acting", "audit", "action", "pod", "verdict")
+_ORDER = (
+    *("fault", "lifecycle", "event", "alert", "waker", "decision", "guards", "acting", "audit", "step", "action"),
+    *("karpenter", "node", "pod", "pods", "verdict"),
+)
 
 
 class ScenarioFailed(LabError):
