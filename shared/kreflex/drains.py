@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Self
 from kreflex.actions import PRECONDITIONS, BlockedError, evict, register
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, UnavailableError
+from kreflex.guards import OPT_OUT
 from kreflex.nodeactions import NodeStep
 from kreflex.rule import Check, Rule
 from kreflex.upkeep import Drain
@@ -76,7 +77,7 @@ _NETWORK_NAMESPACES = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The pods of a node: those to evict, those that the policy lets nobody evict, those that go, and that stay."""
+    """The pods of a node: those to evict, those that a policy or their opt-out keeps, those that go, and that stay."""
 
     evictable: tuple[Pod, ...]
     blocking: tuple[Pod, ...]
@@ -108,12 +109,16 @@ def _fate(pod: Pod, drain: Drain) -> Literal["evictable", "blocking", "leaving",
         return "leaving"
     bare, scratch = pod.controller is None, pod.empty_dir
     blocked = (bare and drain.bare == "Block") or (scratch and drain.empty_dir == "Block")
-    return "blocking" if blocked else "evictable"
+    return "blocking" if blocked or _opted_out(pod) else "evictable"
+
+
+def _opted_out(pod: Pod) -> bool:
+    return pod.annotations.get(OPT_OUT, "false").lower() != "false"
 
 
 def network_pods(pods: Iterable[Pod]) -> tuple[Pod, ...]:
     """Choose the pods of a CNI or of kube-proxy that a DaemonSet starts anew; static ones restart in no such way."""
-    return tuple(pod for pod in pods if _networks(pod) and not pod.terminating and not pod.mirror)
+    return tuple(pod for pod in pods if _networks(pod) and not (pod.terminating or pod.mirror or _opted_out(pod)))
 
 
 def _networks(pod: Pod) -> bool:

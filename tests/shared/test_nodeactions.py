@@ -106,6 +106,9 @@ BLOCKS, EVICTS = Drain(empty_dir="Block", bare="Block"), Drain(empty_dir="Evict"
         (a(owner=None), "blocking", "evictable"),
         (a(empty_dir=True), "blocking", "evictable"),
         (a(owner=None, empty_dir=True), "blocking", "evictable"),
+        (a(annotations={"kreflex.dev/opt-out": "true"}), "blocking", "blocking"),
+        (a(annotations={"kreflex.dev/opt-out": "false"}), "evictable", "evictable"),
+        (a(annotations={"kreflex.dev/opt-out": ""}, phase="Succeeded"), "evictable", "evictable"),
         (a(owner=None, phase="Succeeded"), "evictable", "evictable"),
         (a(empty_dir=True, phase="Failed"), "evictable", "evictable"),
         (a(phase="Failed", terminating=True), "leaving", "leaving"),
@@ -143,6 +146,7 @@ def test_network_pods_are_known_by_their_labels(labels: dict[str, str]) -> None:
         {"labels": {"k8s-app": "kube-dns"}},
         {"terminating": True},
         {"annotations": {"kubernetes.io/config.mirror": "x"}},
+        {"annotations": {"kreflex.dev/opt-out": "yes"}},
     ],
 )
 def test_what_no_daemonset_of_the_network_starts_anew_is_no_network_pod(about: dict[str, Any]) -> None:
