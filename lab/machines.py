@@ -219,9 +219,17 @@ async def make_cluster(plane: ControlPlane, namespace: str, name: str) -> None:
 
 
 async def make_pool(
-    plane: ControlPlane, namespace: str, cluster: str, name: str, replicas: int, zone: str = "lab-a", **machine: Any
+    plane: ControlPlane,
+    namespace: str,
+    cluster: str,
+    name: str,
+    replicas: int,
+    *,
+    zone: str = "lab-a",
+    labels: dict[str, str] | None = None,
+    **machine: Any,
 ) -> list[Json]:
-    """Make a MachineDeployment, with more for its Machines' spec if need be, and wait for its nodes."""
+    """Make a MachineDeployment, with labels and more for its Machines if need be, and wait for its nodes."""
     template = _object("LabMachineTemplate", name, {"template": {"spec": {"zone": zone}}})
     spec = {
         "clusterName": cluster,
@@ -235,7 +243,12 @@ async def make_pool(
         "apiVersion": "cluster.x-k8s.io/v1beta2",
         "kind": "MachineDeployment",
         "metadata": {"name": name},
-        "spec": {"clusterName": cluster, "replicas": replicas, "selector": {}, "template": {"spec": spec}},
+        "spec": {
+            "clusterName": cluster,
+            "replicas": replicas,
+            "selector": {},
+            "template": {"metadata": {"labels": labels or {}}, "spec": spec},
+        },
     }
     await manifests.apply(plane.api, [template, deployment], namespace)
     return await ready_nodes(plane, namespace, name, replicas)
@@ -275,7 +288,7 @@ async def remove_cluster(plane: ControlPlane, namespace: str, name: str) -> None
     async def gone() -> bool:
         return await plane.api.find(path) is None
 
-    await eventually(gone, f"the end of the Cluster {namespace}/{name}", 60)
+    await eventually(gone, f"the end of the Cluster {namespace}/{name}", 120)
 
 
 async def _credentials(plane: ControlPlane, cluster: str) -> Json:
