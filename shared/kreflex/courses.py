@@ -66,9 +66,20 @@ class Courses(Generic[S]):
         taken = await self._hold(record)
         if taken is not None and not case.action.undo:
             return await self._arc.refuse(record, Refusal(LEASE, taken, now + _RECHECK, "deferred"))
-        claimed = await self._arc.claim(record, case, begun_at=now, steps=(), answer=None)
+        claimed = await self._claim_first(record, case)
         with _Held(self._busy, record.uid):
             return await self._run(await self._do(claimed, case))
+
+    async def _claim_first(self, record: Record, case: Case) -> Record:
+        """Claim the first step. Who comes too late for the whole course leaves no Lease behind."""
+        now = self._arc.world.now()
+        try:
+            return await self._arc.claim(record, case, begun_at=now, steps=(), answer=None)
+        except ConflictError:
+            seen = await self._arc.records.get(record.namespace, record.name)
+            if seen is None or seen.status.phase in {"Applied", "Done"}:
+                await self.release(record)
+            raise
 
     async def go_on(self, record: Record) -> Result:
         """Carry on what has begun, unless somebody is at work on it."""
@@ -195,7 +206,7 @@ class Courses(Generic[S]):
         """End a course: if nothing was done there is nothing to prove."""
         if record.status.steps:
             return await self._end(record, because)
-        await self._release(record)
+        await self.release(record)
         return await self._arc.close(record, because)
 
     async def _end(self, record: Record, because: str) -> Result:
@@ -204,14 +215,14 @@ class Courses(Generic[S]):
         # The time for proof begins now: a drain may have taken longer than all of it.
         status = record.status.model_copy(update={"acted_at": now, "prove_by": now + max(span, timedelta())})
         result = await self._arc.applied(replace(record, status=status), because)
-        await self._release(record)
+        await self.release(record)
         return result
 
     async def _give_up(self, record: Record, refusal: Refuse) -> Result:
         """End a course that has failed: what can be undone has been undone, and a person has to look."""
-        await self._release(record)
         now = self._arc.world.now()
         if not record.status.steps:
+            await self.release(record)
             return await self._arc.refuse(record, Refusal(refusal.cause, refusal.because, now + refusal.again))
         return await self._arc.settle(record, "Ineffective", refusal.because, guard=refusal.cause)
 
@@ -220,7 +231,8 @@ class Courses(Generic[S]):
         target = record.spec.target
         return await self._arc.leases.hold(f"node-{target.name}", HOLDER + record.name, _LEASE_LASTS, target.ref)
 
-    async def _release(self, record: Record) -> None:
+    async def release(self, record: Record) -> None:
+        """Give the node's Lease back, if it is this record's."""
         await self._arc.leases.release(f"node-{record.spec.target.name}", HOLDER + record.name)
 
     def _told(self, record: Record, outcome: Outcome, because: str, changed: Record | None = None) -> Result:

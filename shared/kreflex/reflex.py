@@ -472,6 +472,9 @@ class Arc(Generic[S]):
     async def settle(self, record: Record, verdict: VerdictName, because: str, guard: str | None = None) -> Result:
         """Write the verdict, and tell it to people; `guard` is the cause, where one is known."""
         now, status = self.world.now(), record.status
+        if status.begun_at is not None:
+            # Whoever wrote that it is applied may have died before he gave the Lease back.
+            await self.courses.release(record)
         record = await self.records.change(
             record,
             now,
