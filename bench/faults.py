@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,14 +28,15 @@ from lab.cluster import ControlPlane, Options
 from lab.faults import Call, Hit, Strike, nth
 from lab.troubles import TROUBLES, Trouble
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 # A busy machine must not make healthy nodes look silent.
 PATIENT = Options(node_grace_seconds=60)
 # Longer than an attempt may hold a record: the other replica has taken over by then.
 STOP = 5.0
 WIDTH = 8
 _REASON = re.compile(
-    r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|is at work on|is open to others|changes faster"
+    r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|"
+    r"is at work on|is open to others|is about to be free|changes faster"
 )
 
 
@@ -72,7 +73,8 @@ class Case:
     """One trouble, mishap or blow at one call. Of several replicas each meets the trouble, and each is told.
 
     The event is told when the fault begins, or lost, or comes a second time when all is over, or again and again at
-    the same time. Of a process that is stopped, the second replica does the work meanwhile.
+    the same time. Of a process that is stopped, the second replica does the work meanwhile. `also` is what the next
+    remediations by the same processes meet.
     """
 
     scenario: Scenario
@@ -80,11 +82,17 @@ class Case:
     trouble: Mishap | Blow | None = None
     replicas: int = 1
     event: Way = "told"
+    also: tuple[tuple[Point | None, "Mishap | Blow | None"], ...] = ()
+
+    @property
+    def blows(self) -> tuple[tuple[Point | None, "Mishap | Blow | None"], ...]:
+        """What is met, and at which call, by one remediation after the other."""
+        return ((self.point, self.trouble), *self.also)
 
     @property
     def name(self) -> str:
         """As people say it."""
-        what = f"{_words(self.trouble)} at {self.point}" if self.point else "calm"
+        what = "; ".join(f"{_words(blow)} at {point}" if point else "calm" for point, blow in self.blows)
         parts = [
             f"{self.scenario.name}: {what}",
             f"{self.replicas} replicas" if self.replicas > 1 else "",
@@ -124,6 +132,15 @@ def matrix(scenario: Scenario, points: Iterable[Point], replicas: int = 1, blows
     ]
 
 
+def in_turn(cases: Iterable[Case], count: int = 3) -> list[Case]:
+    """The same cases, so many played by the same processes, one after the other."""
+    alike: dict[tuple[Scenario, int, Way], list[Case]] = defaultdict(list)
+    for case in cases:
+        alike[case.scenario, case.replicas, case.event].append(case)
+    rows = [same[start : start + count] for same in alike.values() for start in range(0, len(same), count)]
+    return [replace(first, also=tuple(one.blows[0] for one in others)) for first, *others in rows]
+
+
 def at_writes(scenario: Scenario, points: Iterable[Point], blows: Iterable[Blow] = STRIKES) -> list[Case]:
     """A kill and a stop before, after and with each write."""
     return matrix(scenario, [point for point in points if point.writes], blows=blows)
@@ -154,13 +171,13 @@ class Course:
     records: list[Json] = field(default_factory=list)
     answers: list[Said] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    met: bool = False
+    met: bool = True
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
 class Trial:
-    """Plays one case from a healthy workload to the second remediation after the trouble."""
+    """Plays one case from a healthy workload to the next remediation after the trouble."""
 
     def __init__(self, on: Stage, case: Case) -> None:
         self.course = Course(case)
@@ -169,7 +186,8 @@ class Trial:
         # Empty until the processes are up: what they ask at their start is no part of a remediation.
         self._plan: list[Strike | Hit] = []
         self._processes: list[Process] = []
-        self._objects: tuple[Json, Json]
+        self._objects: list[Json]
+        self._blow = case.trouble
         self._mending: list[asyncio.Task[None]] = []
         self._meanwhile: list[asyncio.Future[None]] = []
         self._begun = time.monotonic()
@@ -184,15 +202,21 @@ class Trial:
         self._objects = await made
 
     async def play(self) -> None:
-        """Let the fault begin and the trouble strike, and wait for the end; then once more, without any trouble."""
-        plan, course = self._aim(), self.course
-        await self._break(self._objects[0], plan)
-        course.met = all(one.replica if isinstance(one, Strike) else one.replicas for one in plan)
-        course.calls = list(self._processes[0].proxy.calls)
-        await asyncio.gather(*self._mending)
-        if not course.wrong:
-            # Nothing is left behind that would keep the next fault from being healed.
-            await self._break(self._objects[1], [])
+        """Let the faults begin and the troubles strike, and wait for each end; then once more, without any trouble."""
+        course, objects = self.course, iter(self._objects)
+        for point, blow in self._case.blows:
+            self._blow = blow
+            plan = self._aim(point)
+            await self._break(next(objects), plan)
+            course.met &= all(one.replica if isinstance(one, Strike) else one.replicas for one in plan)
+            course.calls = course.calls or list(self._processes[0].proxy.calls)
+            await asyncio.gather(*self._mending)
+            if course.wrong:
+                return
+        # Nothing is left behind that would keep the next fault from being healed.
+        self._blow, thing = None, next(objects, None)
+        if thing is not None:
+            await self._break(thing, [])
 
     async def clear(self) -> None:
         """End the processes, and take away what would burden the other cases."""
@@ -210,19 +234,18 @@ class Trial:
         course.wrong += dict.fromkeys(why for status, text in course.answers if (why := unclear(status, text)))
         course.wrong += [f"a traceback in {p.child.log}" for p in self._processes if _stumbled(p.child.log)]
 
-    def _aim(self) -> list[Strike | Hit]:
-        case, point = self._case, self._case.point
-        if point is None or case.trouble is None:
+    def _aim(self, point: Point | None) -> list[Strike | Hit]:
+        blow = self._blow
+        if point is None or blow is None:
             return []
         chosen = nth(point.step, point.turn)
-        if isinstance(case.trouble, str):
-            return [Strike(chosen, case.trouble, "kill", 1.0)]
-        if isinstance(case.trouble, Halt):
-            return [Strike(chosen, case.trouble.moment, "stop", STOP)]
-        if isinstance(case.trouble, Mishap):
-            mishap = case.trouble
-            return [Hit(chosen, Trouble(mishap.name), first=lambda: self._happen(mishap))]
-        return [Hit(chosen, case.trouble, each=case.replicas > 1)]
+        if isinstance(blow, str):
+            return [Strike(chosen, blow, "kill", 1.0)]
+        if isinstance(blow, Halt):
+            return [Strike(chosen, blow.moment, "stop", STOP)]
+        if isinstance(blow, Mishap):
+            return [Hit(chosen, Trouble(blow.name), first=lambda: self._happen(blow))]
+        return [Hit(chosen, blow, each=self._case.replicas > 1)]
 
     async def _happen(self, mishap: Mishap) -> None:
         plane, where = self._stage.plane, self.course.where
@@ -268,9 +291,9 @@ class Trial:
         """Tell of it, in the way of the case; then the waker makes its rounds."""
         urls, way = [process.url for process in self._processes], self._case.event
         # Nobody but the first process is told by the event if that one is to be stopped: the other one takes over.
-        first = urls[:1] if isinstance(self._case.trouble, Halt) else urls
+        first = urls[:1] if isinstance(self._blow, Halt) else urls
         telling = asyncio.create_task(self._tell(event, first if way != "lost" else [], 20 if way == "often" else 1))
-        if not isinstance(self._case.trouble, Halt):
+        if not isinstance(self._blow, Halt):
             await telling
         self._stage.switch.routes["net", self.course.where] = urls
         await self._until_over(ill, _nothing)
@@ -294,7 +317,7 @@ class Trial:
         limit, missing = time.monotonic() + PATIENCE, "?"
         while missing and time.monotonic() < limit:
             await meanwhile()
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.5)
             missing = await patiently(lambda: self._missing(ill))
         name = f"{ill['kind'].lower() if 'kind' in ill else 'pod'} {ill['metadata']['name']}"
         self.course.wrong += [f"{name}: {missing}"] if missing else []
@@ -310,7 +333,7 @@ class Trial:
         return await scenario.healed(plane, where, ill)
 
     def _ends(self) -> tuple[list[End], ...]:
-        trouble, usual = self._case.trouble, self._case.scenario.end
+        trouble, usual = self._blow, self._case.scenario.end
         if isinstance(trouble, Mishap) and trouble.orphans:
             return [usual], [], [GONE_END]
         return ([usual], [UNPROVEN_END]) if isinstance(trouble, Trouble) and trouble.lasting else ([usual],)
@@ -479,8 +502,8 @@ async def judge(on: Stage, courses: Sequence[Course]) -> Json:
     judge_ledger(await on.plane.api.get(LEDGER), courses)
     seconds = sorted(course.seconds for course in courses)
     return {
-        "cases": len(courses),
-        "same_end_state": sum(not course.wrong for course in courses),
+        "cases": sum(len(course.case.blows) for course in courses),
+        "same_end_state": sum(len(course.case.blows) for course in courses if not course.wrong),
         "second_disruptions": too_many,
         "second_steps": double,
         "not_met": sorted(course.case.name for course in courses if not course.met),
@@ -528,7 +551,7 @@ async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> di
 def _cases(calm: Course, *, strikes: bool) -> list[Case]:
     """What the calls of a calm remediation meet. The variants for nodes differ in what they do, not in how they ask."""
     scenario, found = calm.case.scenario, points(calm)
-    struck = at_writes(scenario, found)
+    struck = in_turn(at_writes(scenario, found)) if scenario in NODE_SCENARIOS else at_writes(scenario, found)
     if strikes or scenario in NODE_SCENARIOS[1:]:
         return struck
     if scenario is REPLACER:

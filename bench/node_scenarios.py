@@ -23,26 +23,25 @@ FUNCTION = "node-replacer"
 MARK = "kreflex.dev/remediation"
 SIZE = 3
 GAVE_UP: End = ("Done", "applied", "Ineffective", "GaveUp")
-Making = Callable[[Stage, str], Awaitable[tuple[Json, Json]]]
+Making = Callable[[Stage, str], Awaitable[list[Json]]]
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
 _ILL = [{"type": "Ready", "status": status, "for": "1s"} for status in ("False", "Unknown")]
 # Times have whole seconds, the fraction cut off.
 _UNTIL_ILL = 2.1
 # Longer than a kubelet needs to say that its node is well again.
 _SLOW = fault(termination_seconds=8)
-_GLANCE, _PATIENCE = 0.05, 120.0
+_GLANCE, _PATIENCE = 0.2, 240.0
 _COLLECTIONS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
 
 
 def a_pool(drain: str = "10m", notes: dict[str, str] | None = None, spare: int = 1) -> Making:
     """Make a pool whose drains end after so long, and of whose guarded pods so many may be missing."""
 
-    async def make(on: Stage, where: str) -> tuple[Json, Json]:
+    async def make(on: Stage, where: str) -> list[Json]:
         await _set_policy(on.plane, where, drain)
         names = sorted(await on.cloud.pool(where, SIZE))
         await _fill(on.plane, where, notes or {}, spare)
-        first, second, *_ = [await on.plane.api.get(f"/api/v1/nodes/{name}") for name in names]
-        return first, second
+        return [await on.plane.api.get(f"/api/v1/nodes/{name}") for name in names]
 
     return make
 
@@ -62,7 +61,7 @@ async def _set_policy(plane: ControlPlane, where: str, drain: str) -> None:
             "limits": {"cooldown": "0s", "maxInFlight": 1, "rates": [], "useless": {"count": 20}},
             "nodes": {"conditions": _ILL, "startup": "1s", "drain": {"timeout": drain}, **breakers},
             "proof": "1s",
-            "proveWithin": "1m",
+            "proveWithin": "5m",
         },
     }
     await plane.api.apply(f"{GROUP}/clusterremediationpolicies/{where}", body)
@@ -85,9 +84,10 @@ async def _fill(plane: ControlPlane, where: str, notes: dict[str, str], spare: i
 def _on_each(body: Json, where: str, notes: dict[str, str]) -> Json:
     """The same workload with one pod on each node of a pool."""
     template, name = body["spec"]["template"], body["metadata"]["name"]
-    apart = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
-    spread = [{**apart, "labelSelector": {"matchLabels": {"app": name}}}]
-    spec = {**template["spec"], "nodeSelector": {claims.POOL: where}, "topologySpreadConstraints": spread}
+    # Who is evicted waits for the next node: so all nodes are alike at any time.
+    apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": name}}}
+    alone = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    spec = {**template["spec"], "nodeSelector": {claims.POOL: where}, "affinity": alone}
     template = {"metadata": {**template["metadata"], "annotations": notes}, "spec": spec}
     return {**body, "spec": {**body["spec"], "template": template}}
 
@@ -167,16 +167,12 @@ async def _pods_on(plane: ControlPlane, where: str, node: Json) -> list[Json]:
 
 async def replaced(plane: ControlPlane, where: str, node: Json) -> str:
     """Another node has taken its place, and all pods have found a node again."""
-    return await replaced_alone(plane, where, node) or await _whole(plane, where)
-
-
-async def replaced_alone(plane: ControlPlane, where: str, node: Json) -> str:
-    """Another node has taken its place; what ran on it is removed by the control plane, which takes a minute."""
     pool = await _nodes_of(plane, where)
     if node["metadata"]["uid"] in {one["metadata"]["uid"] for one in pool}:
         return "the node is still there"
     found = sum(nodes.is_ready(one) for one in pool)
-    return f"{found} nodes of {SIZE} are Ready" if found < SIZE else await _touched(plane, where, pool)
+    few = f"{found} nodes of {SIZE} are Ready" if found < SIZE else ""
+    return few or await _touched(plane, where, pool) or await _whole(plane, where)
 
 
 async def well(plane: ControlPlane, where: str, node: Json) -> str:
@@ -268,7 +264,7 @@ REPLACER = Scenario(
     writes=("cordon", "replacement"),
     clear=clear,
 )
-SILENT = replace(REPLACER, variant="of a silent node", fall_ill=fall_silent, healed=replaced_alone, evicts=evicted_none)
+SILENT = replace(REPLACER, variant="of a silent node", fall_ill=fall_silent, evicts=evicted_none)
 HEALS_EARLY = replace(
     REPLACER,
     variant="of a node that heals when cordoned",

@@ -31,13 +31,13 @@ async def nothing_else(_: ControlPlane, __: str, ___: Json) -> None:
 class Scenario:
     """One function in one remediation; a later function joins the matrix with a value of its own.
 
-    `prepare` makes what is healthy yet, and returns the object that falls ill and the one that falls ill after it;
+    `prepare` makes what is healthy yet, and returns the objects that fall ill, one after the other;
     `fall_ill` breaks one; `event` is how a sender tells of it, None where nobody does and the function is woken by
     the clock; `healed` says what is wrong with the world at the end, or "".
     """
 
     function: str
-    prepare: Callable[[Stage, str], Awaitable[tuple[Json, Json]]]
+    prepare: Callable[[Stage, str], Awaitable[list[Json]]]
     fall_ill: Callable[[ControlPlane, Json], Awaitable[Json]]
     event: Callable[[Json], Event] | None
     healed: Callable[[ControlPlane, str, Json], Awaitable[str]]
@@ -66,11 +66,10 @@ class Scenario:
         return f"{self.function} {self.variant}".rstrip()
 
 
-async def a_shop(on: Stage, where: str) -> tuple[Json, Json]:
+async def a_shop(on: Stage, where: str) -> list[Json]:
     """A Deployment of two pods."""
     await rig.make(on.plane, where, "shop", 2)
-    first, second = await rig.ready(on.plane, where, 2, patience=120)
-    return first, second
+    return await rig.ready(on.plane, where, 2, patience=120)
 
 
 async def loop(plane: ControlPlane, pod: Json) -> Json:
@@ -88,7 +87,7 @@ async def replaced(plane: ControlPlane, where: str, pod: Json) -> str:
     return "" if len(ready) == len(found) == 2 else f"{len(ready)} of {len(found)} pods are Ready"
 
 
-async def a_shop_with_a_past(on: Stage, where: str) -> tuple[Json, Json]:
+async def a_shop_with_a_past(on: Stage, where: str) -> list[Json]:
     """The same, with a record that is old enough to go."""
     ago = (datetime.now(UTC) - timedelta(days=10)).isoformat(timespec="seconds").replace("+00:00", "Z")
     target = {"apiVersion": "v1", "kind": "Pod", "namespace": where, "name": "old", "uid": "old"}

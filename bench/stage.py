@@ -1,6 +1,7 @@
 """Where fault cases are played: processes of the functions behind fault proxies, and the net that wakes them."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from bench import rig
 from bench.rig import Json
 from lab import callers, claims, functions, kubeconfig, processes
 from lab.cluster import ControlPlane
+from lab.errors import LabError
 from lab.faults import FaultProxy, Hit, Strike
 from lab.ports import Ports
 from lab.processes import Child
@@ -201,6 +203,13 @@ class Stage:
             await post(self.session, self.net.url, *ping())
             await asyncio.sleep(ROUND)
 
+    async def bury(self) -> None:
+        """Remove the pods of nodes that are gone, as the pod garbage collector does, but within a second or two."""
+        while True:
+            with contextlib.suppress(LabError, aiohttp.ClientError, TimeoutError, OSError):
+                await _bury(self.plane)
+            await asyncio.sleep(ROUND)
+
     def process(self, folder: str, plan: Sequence[Strike | Hit], where: str) -> Process:
         """A process for one case."""
         waker = folder == functions.WAKER
@@ -224,14 +233,28 @@ async def stage(plane: ControlPlane) -> AsyncIterator[Stage]:
         async with rig.session(plane) as session, claims.cloud(plane) as cloud:
             await asyncio.gather(helper.start(), net.start())
             made = Stage(plane, ports, switch, session, helper, net, cloud, token, asyncio.Lock())
-            rounds = asyncio.create_task(made.wake())
-            yield made
-            rounds.cancel()
-            await asyncio.gather(rounds, return_exceptions=True)
+            rounds = [asyncio.create_task(work) for work in (made.wake(), made.bury())]
+            try:
+                yield made
+            finally:
+                for task in rounds:
+                    task.cancel()
+                await asyncio.gather(*rounds, return_exceptions=True)
     finally:
         await asyncio.gather(helper.stop(), net.stop())
         await switch.stop()
         ports.release()
+
+
+async def _bury(plane: ControlPlane) -> None:
+    # The pods first: a node that is made meanwhile has none of them.
+    found = (await plane.api.get("/api/v1/pods"))["items"]
+    names = {node["metadata"]["name"] for node in (await plane.api.get("/api/v1/nodes"))["items"]}
+    for pod in found:
+        meta = pod["metadata"]
+        if pod["spec"].get("nodeName", "") not in {"", *names}:
+            path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
+            await plane.api.delete(path, {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
 
 def ping() -> Event:
