@@ -147,13 +147,13 @@ async def _make_pods(
     sets = [await _make_app(api, namespace, f"app-{number}", size) for number, size in enumerate(sizes) if size]
     homes = cycle(names)
     for replicas in sets:
-        # Its controller would count with each pod anew, in vain. It stands still for less than a node may be silent.
+        # Its controller would count with each pod anew, in vain. Between two rests it has to hear of the nodes again.
         manager.pause()
         try:
             await store.write("pods", _pods_of(replicas, homes))
         finally:
             manager.resume()
-    await _all_counted(api, namespace)
+        await _counted(api, replicas)
     await api.delete(f"{quotas}/{_QUOTA}")
 
 
@@ -212,16 +212,18 @@ def _running(containers: Sequence[Json], number: int, now: str) -> Json:
     }
 
 
-async def _all_counted(api: Api, namespace: str) -> None:
-    """Wait until each ReplicaSet has seen its pods. Its controller was refused so often that it sleeps: wake it."""
-    base = f"/apis/apps/v1/namespaces/{namespace}/replicasets"
+async def _counted(api: Api, replicas: Json) -> None:
+    """Wait until a ReplicaSet has seen its pods. Its controller was refused so often that it sleeps: wake it."""
+    name, namespace, size = (
+        replicas["metadata"]["name"],
+        replicas["metadata"]["namespace"],
+        replicas["spec"]["replicas"],
+    )
+    path = f"/apis/apps/v1/namespaces/{namespace}/replicasets/{name}"
 
     async def counted() -> bool:
-        sets = (await api.get(base))["items"]
-        short = [one for one in sets if one["status"].get("readyReplicas", 0) < one["spec"]["replicas"]]
         note = {"metadata": {"annotations": {f"{PREFIX}woken": str(time.monotonic())}}}
-        for one in short:
-            await api.patch(f"{base}/{one['metadata']['name']}", note)
-        return not short
+        status: Json = (await api.patch(path, note))["status"]
+        return bool(status.get("readyReplicas", 0) == size)
 
-    await eventually(counted, f"the pods of {namespace} counted", patience=300, pause=1)
+    await eventually(counted, f"{size} Ready pods of {name}", patience=60 + size / 10, pause=0.2)
