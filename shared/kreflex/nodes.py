@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,9 @@ POOL_LABELS = (
 MACHINE_OWNER_KIND, MACHINE_OWNER = "cluster.x-k8s.io/owner-kind", "cluster.x-k8s.io/owner-name"
 
 
+# A MachineDeployment calls its MachineSets so: during a rollout there are two, of one pool
+# (k8s.io/apimachinery, pkg/util/rand: no vowels, and nothing that looks like another).
+_SUFFIX = re.compile(r"-[bcdfghjklmnpqrstvwxz2456789]{5}$")
 # Names the record of the remediation that has changed an object, and may have to change it back.
 MARK = "kreflex.dev/remediation"
 # Where the makers of nodes note the template: https://karpenter.sh/docs/concepts/nodeclaims/ and
@@ -116,7 +120,7 @@ class Node:
             if known in self.labels:
                 return Pool(self.labels[known], known)
         if MACHINE_OWNER in self.annotations:
-            return Pool(self.annotations[MACHINE_OWNER], MACHINE_OWNER)
+            return Pool(_SUFFIX.sub("", self.annotations[MACHINE_OWNER]), MACHINE_OWNER)
         return Pool("control-plane" if self.control_plane else "workers", "")
 
 

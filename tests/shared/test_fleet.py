@@ -938,3 +938,11 @@ async def test_replicas_do_not_count_for_a_node() -> None:
     """How many of a pool may be ill is for the fleet's guard, and a pool does not say how many it has."""
     ready = node_view(a_node("blue-0", says("KernelDeadlock", "True"), well()))
     assert await BlastRadius().refuses(a_case(ready, a_policy(limits={"minHealthy": 1}))) is None
+
+
+def test_the_two_machine_sets_of_a_rollout_are_one_pool() -> None:
+    def pool(owner: str) -> str:
+        return the_node(pool="", annotations={"cluster.x-k8s.io/owner-name": owner}).pool().name
+
+    assert {pool("md-0-7dk2x"), pool("md-0-c9wqz")} == {"md-0"}
+    assert [pool("workers-east"), pool("control-plane")] == ["workers-east", "control-plane"]

@@ -13,7 +13,7 @@ from tests import made_up
 KNATIVE = Path(__file__).parents[2] / "knative"
 
 
-SHIPPED = [(".", [], one) for one in rights.all_rights()]
+SHIPPED: list[tuple[str, list[str], rights.Rights]] = [(".", [], one) for one in rights.all_rights()]
 SHIPPED += [("variants/namespaced", ["shop"], one) for one in rights.all_rights(namespaced=True)]
 
 
