@@ -32,7 +32,7 @@ async def one_node(pool: Pool) -> None:
     writes = pool.writes(since, victim)
     tell_times(pool, victim, since, writes, whole)
     pool.place.timeline.tell(f"One node of {len(pool.nodes)} falls silent: it is replaced", since)
-    check_replaced(pool, claim, record, writes, since)
+    await check_replaced(pool, victim, claim, record, writes, since)
 
 
 async def settled(pool: Pool, node: str, since: datetime) -> Json:
@@ -73,20 +73,25 @@ def tell_times(pool: Pool, node: str, since: datetime, writes: list[Write], verd
     pool.add("times", text, at=verdict)
 
 
-def check_replaced(pool: Pool, claim: str, record: Json, writes: list[Write], since: datetime) -> None:
+async def check_replaced(
+    pool: Pool, victim: str, claim: str, record: Json, writes: list[Write], since: datetime
+) -> None:
     """Raise ScenarioFailed unless the node was replaced once, under its Lease, and its pods have moved."""
     status = record["status"]
     if status.get("verdict") != "Recovered":
         raise ScenarioFailed(f"the verdict is {status.get('verdict')}: {status.get('verdictReason')}")
     done = [(one.verb, one.resource) for one in writes if one.code < 300 and one.verb != "update"]
-    deleted = ("delete", "nodeclaims")
-    if done.count(deleted) != 1 or done.count(("patch", "nodes")) != 1:
+    cordon, deletion = ("patch", "nodes"), ("delete", "nodeclaims")
+    if done.count(cordon) != 1 or done.count(deletion) != 1:
         raise ScenarioFailed(f"the audit log has not one cordon and one deletion of the NodeClaim, but {done}")
-    held, cordoned = done.index(("create", "leases")), done.index(("patch", "nodes"))
-    if not held < cordoned < done.index(deleted) < done.index(("delete", "leases")):
-        raise ScenarioFailed(f"the Lease was not held from before the cordon until after the deletion: {done}")
-    deletion = next(one for one in writes if (one.verb, one.resource) == deleted)
-    if deletion.body.get("preconditions", {}).get("uid") is None:
+    # It is given back by us, or it goes with its Node: whichever is first.
+    lease = ("create", "leases")
+    if done.count(lease) != 1 or not done.index(lease) < done.index(cordon) < done.index(deletion):
+        raise ScenarioFailed(f"the Lease was not taken before the cordon: {done}")
+    if await pool.lease(victim):
+        raise ScenarioFailed(f"the Lease of {victim} was not given back")
+    asked = next(one.body for one in writes if (one.verb, one.resource) == deletion)
+    if asked.get("preconditions", {}).get("uid") is None:
         raise ScenarioFailed("the NodeClaim was deleted by its name alone")
     if pool.place.evictions():
         raise ScenarioFailed("pods were evicted from a node that hears nobody")
@@ -117,7 +122,7 @@ async def most_nodes(pool: Pool) -> None:
     if touched:
         raise ScenarioFailed(f"something was touched while {len(lost)} nodes were silent: {touched[0]}")
     check_kept(pool, {name: before[name] for name in (*healed, spared)}, since)
-    check_replaced(pool, claim, record, writes, since)
+    await check_replaced(pool, last, claim, record, writes, since)
 
 
 def refused(pool: Pool, node: str, since: datetime) -> bool:

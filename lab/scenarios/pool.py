@@ -21,6 +21,7 @@ NODES = PODS // PER_NODE
 FUNCTION = "node-replacer"
 RECORDS = "/apis/kreflex.dev/v1alpha1/namespaces/kreflex-system/remediations"
 _BUDGETS = "/apis/policy/v1"
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
 _ACCOUNT = f"system:serviceaccount:kreflex-system:{FUNCTION}"
 _KARPENTER = "system:serviceaccount:kube-system:karpenter"
 _SIZE = {"requests": {"cpu": "1500m"}}
@@ -122,6 +123,10 @@ class Pool:
         path = self.place.path(f"poddisruptionbudgets/{APP}", _BUDGETS)
         body = await self.plane.api.get(path)
         return int(body["status"]["disruptionsAllowed"])
+
+    async def lease(self, node: str) -> Json | None:
+        """The Lease by which those who remediate nodes keep out of each other's way, while somebody has it."""
+        return await self.plane.api.find(f"{_LEASES}/node-{node}")
 
     async def silence(self, names: Iterable[str]) -> None:
         """Let the kubelets of these nodes fall silent: no Lease is renewed, no status written, no pod touched."""

@@ -64,6 +64,12 @@ async def test_a_cluster_of_ones_own_needs_a_yes(home: Home) -> None:
     assert "--yes" in output
 
 
+async def test_no_machine_of_a_cluster_of_ones_own_is_broken(home: Home) -> None:
+    code, output = await lab("scenario", "node-down", "--kubeconfig", str(home.kubeconfig), "--yes")
+
+    assert (code, output) == (1, "lab: node-down breaks machines, so it plays in the lab only\n")
+
+
 async def test_in_a_cluster_of_ones_own_only_one_namespace_is_touched(home: Home) -> None:
     """The lab plays the user's cluster; this test plays its kubelet, which would run the looping container."""
     begin = len(list(audit.entries(home.audit_log)))

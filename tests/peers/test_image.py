@@ -59,7 +59,7 @@ def files(app: Path) -> set[Path]:
     return set(app.rglob("*"))
 
 
-@pytest.mark.parametrize("function", ["restart-loop-killer", "waker"])
+@pytest.mark.parametrize("function", ["node-replacer", "restart-loop-killer", "waker"])
 async def test_serves_each_function_and_writes_nothing(app: Path, function: str, tmp_path: Path) -> None:
     config = tmp_path / "kubeconfig"
     config.write_text(KUBECONFIG)
