@@ -1,0 +1,98 @@
+"""Whatever is killed or stopped at whichever write, a node's remediation ends as ever, and no step is done twice.
+
+A part of the matrix, on a control plane of its own; `python -m bench faults --only node-replacer` plays all of it.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from bench import faults, rig
+from bench.faults import Blow, Case, Course, Halt, Point
+from bench.node_scenarios import FULL, HEALS_EARLY, HEALS_LATE, REPLACER, SILENT
+from bench.scenarios import Scenario
+from bench.stage import Stage, stage
+
+# The writes of a calm remediation, in order; the judge of what is struck is the API server's audit log.
+COURSE = (
+    "record",
+    "ledger",
+    "lease",
+    "Acting",
+    "cordon",
+    "Acting (2)",
+    "eviction",
+    "eviction (2)",
+    "eviction (3)",
+    "Acting (3)",
+    "bound",
+    "replacement",
+    "Applied",
+    "release",
+    "Done",
+    "event",
+)
+TAKEN_BACK = ("Acting (2)", "uncordon", "release", "Applied", "eviction", "Done")
+GIVEN_UP = ("Acting (2)", "uncordon", "release", "cordon", "eviction", "Done")
+KILLS: tuple[Blow, ...] = ("before", "after")
+STOPS: tuple[Blow, ...] = (Halt("after"), Halt("before"))
+
+
+@pytest.fixture(scope="module")
+async def on(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """A control plane of its own: there is nobody who would disturb the nodes."""
+    home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "node_replacer")
+    async with rig.cluster(home, options=faults.PATIENT, folders=folders) as plane, stage(plane) as made:
+        yield made
+
+
+def at(step: str) -> Point:
+    """The write of this name."""
+    name, _, turn = step.partition(" (")
+    return Point(name, int(turn.rstrip(")") or 1), writes=True)
+
+
+def struck(scenario: Scenario, steps: Sequence[str], blows: Sequence[Blow]) -> list[Case]:
+    """One blow at each write, by turns."""
+    turns = zip(steps, itertools.cycle(blows), strict=False)
+    return [Case(scenario, at(step), blow, 2 if isinstance(blow, Halt) else 1) for step, blow in turns]
+
+
+async def same_end(on: Stage, courses: Sequence[Course]) -> None:
+    """All is as in a remediation that nobody disturbs, by the records, the ledger and the audit log."""
+    found = await faults.judge(on, courses)
+    assert found["different"] == {}
+    assert (found["second_disruptions"], found["second_steps"]) == (0, 0)
+    assert found["not_met"] == []
+
+
+async def test_a_calm_remediation_makes_these_writes(on: Stage) -> None:
+    (calm,) = await faults.run_all(on, [Case(REPLACER)])
+    # A conflict with who else writes to a node makes a claim more.
+    assert set(COURSE) <= {str(point) for point in faults.points(calm) if point.writes}
+    await same_end(on, [calm])
+
+
+async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(on: Stage) -> None:
+    cases = struck(REPLACER, COURSE, KILLS) + struck(REPLACER, COURSE, STOPS)
+    await same_end(on, await faults.run_all(on, faults.in_turn(cases)))
+
+
+async def test_what_was_begun_is_taken_back_once_whatever_is_killed_or_stopped(on: Stage) -> None:
+    healing = struck(HEALS_LATE, TAKEN_BACK, ("after", "before")) + struck(HEALS_EARLY, ("cordon", "lease"), STOPS)
+    given_up = struck(FULL, GIVEN_UP, ("after", "before"))
+    await same_end(on, await faults.run_all(on, faults.in_turn([*healing, *given_up])))
+
+
+async def test_a_silent_node_is_replaced_once_and_nobody_evicts_its_pods(on: Stage) -> None:
+    cases = struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before"))
+    await same_end(on, await faults.run_all(on, faults.in_turn(cases)))
+
+
+async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_once(on: Stage) -> None:
+    (often,) = await faults.run_all(on, [Case(REPLACER, replicas=2, event="often")])
+    await same_end(on, [often])
+    steps = [{step["action"]: step["count"] for step in record["status"]["steps"]} for record in often.records]
+    assert len(often.records) == len(often.ill)
+    assert all(one["CordonNode"] == one["DeleteNodeClaim"] == 1 for one in steps)
