@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from kreflex import figures, trace
+from kreflex import figures, trace, wire
 from kreflex.clock import ServerClock
 from kreflex.credentials import Credentials
 from kreflex.errors import (
@@ -36,7 +36,6 @@ from kreflex.rule import Rule
 from kreflex.views import JSON, Pod, Ref, Workload, moment, pod_view, workload_view
 
 T = TypeVar("T")
-Read = Callable[[bytes], Any]
 
 _PLURALS = {
     ("apps", "Deployment"): "deployments",
@@ -54,8 +53,8 @@ _ERRORS: Mapping[int, type[ApiError]] = {404: GoneError, 409: ConflictError, 429
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=3)
 TEMPLATE_HASH = "pod-template-hash"
 _PAGE = 500
-# A node has some 15 KB, most of which are its images, and a page is in memory as a whole.
-_PAGE_OF_NODES = 100
+# To pack and unpack megabytes takes longer than to send them through a cluster's network.
+_OF_NODES = {"Accept": f"{wire.MEDIA_TYPE},application/json", "Accept-Encoding": "identity"}
 _GENERATIONS = 5
 _SHARE_SECONDS = 1.0
 
@@ -85,16 +84,13 @@ class Transport:
         *,
         query: Mapping[str, str] | None = None,
         kind: str = "json",
-        read: Read = json.loads,
+        nodes: bool = False,
     ) -> JSON:
         """Send one request; raises UnavailableError when nothing comes back, ApiError when the answer is no.
 
-        `read` makes of the answer's bytes what is wanted of them; raises ValueError.
+        A page of `nodes` is read as it arrives, and only what `node_view` looks at.
         """
-        headers = {"Accept": "application/json", **await self._authorization()}
-        if read is not json.loads:
-            # To pack and unpack megabytes takes longer than to send them through a cluster's network.
-            headers["Accept-Encoding"] = "identity"
+        headers = {"Accept": "application/json", **await self._authorization(), **(_OF_NODES if nodes else {})}
         data = None
         if body is not None:
             headers["Content-Type"] = f"application/{kind}"
@@ -103,8 +99,13 @@ class Transport:
         try:
             with trace.call(method, path) as span:
                 async with self._open().request(method, path, params=query, data=data, headers=headers) as answer:
+                    packed = answer.status < 400 and answer.content_type == wire.MEDIA_TYPE
+                    page = await wire.read_page(answer.content) if packed else None
                     content = await answer.read()
                 span.tell({"http.response.status_code": answer.status})
+        except (EOFError, ValueError) as error:
+            self._note(method, 0, begun)
+            raise UnavailableError(f"{method} {path} was answered with something that can't be read") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._note(method, 0, begun)
             raise UnavailableError(f"the API server did not answer {method} {path}: {error!r}") from error
@@ -114,7 +115,7 @@ class Transport:
             self.clock.hear(answer.headers.get("Date"), sent)
         if answer.status >= 400:
             raise _refusal(method, path, answer.status, content)
-        return _parse(method, path, content, read)
+        return page or _parse(method, path, content, read_nodes if nodes else json.loads)
 
     def _note(self, method: str, status: int, begun: float) -> None:
         now = time.monotonic()
@@ -155,7 +156,7 @@ def _tls(credentials: Credentials) -> ssl.SSLContext | bool:
     return context
 
 
-def _parse(method: str, path: str, content: bytes, read: Read) -> JSON:
+def _parse(method: str, path: str, content: bytes, read: Callable[[bytes], Any]) -> JSON:
     try:
         body: Any = read(content)
     except ValueError as error:
@@ -252,12 +253,13 @@ class Reader:
 
     async def list(self, path: str, **query: str) -> AsyncIterator[JSON]:
         """Read a collection page by page, 500 objects each; nothing keeps more than one page in memory."""
-        async for item in self._items(path, {"limit": str(_PAGE), **query}, json.loads):
+        async for item in self._items(path, query):
             yield item
 
-    async def _items(self, path: str, query: dict[str, str], read: Read) -> AsyncIterator[JSON]:
+    async def _items(self, path: str, query: dict[str, str], *, nodes: bool = False) -> AsyncIterator[JSON]:
+        query = {"limit": str(_PAGE), **query}
         while True:
-            page = await self._transport.send("GET", path, query=query, read=read)
+            page = await self._transport.send("GET", path, query=query, nodes=nodes)
             for item in page.get("items") or ():
                 yield item
             query["continue"] = page["metadata"].get("continue", "")
@@ -303,7 +305,7 @@ class Reader:
 
     async def nodes(self, **query: str) -> AsyncIterator[Node]:
         """Read all nodes, slimly: what nobody looks at is left in the bytes."""
-        async for body in self._items("/api/v1/nodes", {"limit": str(_PAGE_OF_NODES), **query}, read_nodes):
+        async for body in self._items("/api/v1/nodes", query, nodes=True):
             yield node_view(body)
 
     async def fleet(self) -> tuple[Node, ...]:
