@@ -12,6 +12,7 @@ from pydantic import Field
 from kreflex import (
     CUT_OFF,
     MARK,
+    OUT_OF_SERVICE,
     TAINTED,
     AskProvider,
     Backing,
@@ -129,8 +130,12 @@ class Patient:
     @property
     def mark(self) -> str:
         """The record by which we have cordoned it: this one, or an earlier one that somebody has deleted; or ""."""
-        mark = self.node.annotations.get(MARK, "")
-        return mark if mark.startswith(f"{self.world.function}-") else ""
+        return ours(self.node, MARK, self.world.function)
+
+    @property
+    def taint_mark(self) -> str:
+        """The record by which we have said that its machine is off: this one, or one that somebody has deleted."""
+        return ours(self.node, TAINTED, self.world.function)
 
     @property
     def cordoned(self) -> bool:
@@ -153,6 +158,16 @@ class Patient:
         """What may be tried for what it suffers from, in turn."""
         return tuple(rung for rung in self.upkeep.ladder if rung.fits(self.kinds))
 
+    def spent(self, rung: Rung) -> bool:
+        """Tell whether a rung's time is over, from the beginning on, whatever has kept it from being tried."""
+        tried = self.rungs[: self.rungs.index(rung) + 1]
+        time = sum((self._time(one) for one in tried), timedelta())
+        return self.course is not None and self.world.now() >= self.course.begun_at + time
+
+    def _time(self, rung: Rung) -> timedelta:
+        more = {"Repair": LEAVING, "Replace": self.upkeep.drain.timeout}
+        return rung.within + more.get(rung.action, timedelta())
+
 
 async def find(world: World, settings: NodeReplacerSettings) -> AsyncIterator[NodeSignal]:  # noqa: ARG001 - as all
     """Look at every node once: those that are ill for long enough, and those that a remediation has left behind."""
@@ -163,8 +178,8 @@ async def find(world: World, settings: NodeReplacerSettings) -> AsyncIterator[No
         found = () if isinstance(upkeep, str) else complaints(node, upkeep)
         if found and found[0].deadline <= world.now():
             yield NodeSignal(node.name, node.ref.uid, f"{node.name}: {found[0]}", episode=episode(found[0]))
-        elif not found and node.annotations.get(MARK, "").startswith(f"{world.function}-"):
-            yield NodeSignal(node.name, node.ref.uid, "a remediation has left its cordon", episode=left_behind(node))
+        elif not found and (ours(node, MARK, world.function) or ours(node, TAINTED, world.function)):
+            yield NodeSignal(node.name, node.ref.uid, "a remediation has left its mark", episode=left_behind(node))
 
 
 async def decide(
@@ -192,10 +207,14 @@ async def decide(
     if node is None or (signal.uid and node.ref.uid != signal.uid):
         return Skip("the node is gone", final=bool(signal.uid))
     upkeep = await world.upkeep(node)
+    # Only a record's word counts: whoever may send events could else name one illness in many ways.
+    known = signal.episode if signal.recorded else ""
     if isinstance(upkeep, str):
-        return Refuse(upkeep, "Policy", episode=signal.episode)
+        # What has begun is neither gone on with nor forgotten: the node may have our cordon.
+        held = Defer(upkeep, until=world.now() + RECHECK)
+        return held if signal.course is not None else Refuse(upkeep, "Policy", episode=known)
     found = complaints(node, upkeep)
-    name = signal.episode or (episode(found[0]) if found else left_behind(node))
+    name = known or (episode(found[0]) if found else left_behind(node))
     patient = Patient(node, upkeep, found, signal.course, world, settings, name)
     return await begin(patient) if signal.course is None else await go_on(patient)
 
@@ -203,12 +222,11 @@ async def decide(
 async def begin(patient: Patient) -> Step | Defer | Refuse | Skip:
     """Begin with a node that has been ill for long enough."""
     node, found, now = patient.node, patient.complaints, patient.world.now()
-    if not found and patient.cordoned:
-        # Its record is over: the core goes on with one that has begun before this is asked for.
-        because = f"the remediation {patient.mark} has left its cordon on {node.name}"
-        return UncordonNode(**patient.step(because), of=patient.mark)
     if not found:
-        return Skip("nothing that the policy names is wrong with the node")
+        # Its record is over: the core goes on with one that has begun before this is asked for.
+        because = f"the remediation {patient.mark or patient.taint_mark} has left its mark on {node.name}"
+        undo = await take_back(patient, because)
+        return undo or Skip("nothing that the policy names is wrong with the node")
     if now < found[0].deadline:
         return Skip(f"{found[0]} only since {found[0].since:%H:%M:%S}; it counts from {found[0].deadline:%H:%M:%S} on")
     return await climb(patient)
@@ -239,6 +257,8 @@ async def restart_network(patient: Patient, rung: Rung) -> Step | Defer | None:
     taken = patient.took("RestartNetworkPod")
     if taken is not None:
         return wait(patient, taken, rung, "its network pods were restarted")
+    if patient.spent(rung):
+        return None
     pods = network_pods([pod async for pod in patient.world.cluster.pods_on(patient.node.name)])
     return RestartNetworkPod(**patient.step(patient.story), pods=pods) if pods else None
 
@@ -248,6 +268,8 @@ async def relieve(patient: Patient, rung: Rung) -> Step | Defer | None:
     taken = patient.took(f"EvictPods {RELIEF}")
     if taken is not None:
         return wait(patient, taken, rung, "some of its pods were evicted")
+    if patient.spent(rung):
+        return None
     load = await load_of(patient)
     most = patient.upkeep.drain.batch
     return evict(patient, load.evictable, most, RELIEF) if load.evictable else None
@@ -258,6 +280,8 @@ async def repair(patient: Patient, rung: Rung) -> Step | Defer | None:
     template = rung.template
     assert template is not None, "the policy's model lets no Repair pass without one"
     made = patient.took(f"MakeRemediation {template.makes}")
+    if made is None and patient.spent(rung):
+        return None
     if made is None:
         because = f"{template.kind} {template.namespace}/{template.name} is to mend {patient.story}"
         behind = await machine_of(patient.node, patient.world.cluster)
@@ -280,6 +304,9 @@ async def replace(patient: Patient, rung: Rung) -> Step | Defer | Refuse | None:
     cannot = unreplaceable(behind, patient.settings)
     if cannot is not None:
         return await give_up(patient, "Replacement", f"{cannot}; {patient.story}")
+    if patient.took("AskProvider") is None and patient.spent(rung):
+        # Frozen, denied, or nobody there to be asked: its cordon and its place among those in flight are given back.
+        return await give_up(patient, "HeldUp", f"the time for its replacement is over; {patient.story}")
     silent = await is_silent(patient)
     load = await load_of(patient)
     if load.blocking:
@@ -301,17 +328,24 @@ async def empty(patient: Patient, load: Load) -> Step | Defer | Refuse | None:
     """Evict what is left on the node; None when it is empty, or when the policy says to go on all the same."""
     if load.empty or patient.took("AskProvider"):
         return None
-    rules, now = patient.upkeep.drain, patient.world.now()
-    begun = patient.course.begun_at if patient.course else now
+    rules, now, asked = patient.upkeep.drain, patient.world.now(), patient.took("EvictPods")
+    first = patient.took("CordonNode") or asked
+    begun = first.first if first else now
     left = f"{len(load.evictable) + len(load.leaving)} pods are left on {patient.node.name}"
     if now >= begun + rules.timeout:
         if rules.on_timeout == "Force":
             return None
         return await give_up(patient, "DrainTimeout", f"{left} after {show_duration(rules.timeout)}: {patient.story}")
-    asked = patient.took("EvictPods")
-    if load.evictable and (asked is None or "blocked" not in asked.note or now >= asked.last + RETRY):
+    # Even with nothing to evict: the time of what somebody else has cordoned counts from the first step on.
+    if first is None or (load.evictable and (asked is None or again(asked, now))):
         return evict(patient, load.evictable, rules.batch)
     return Defer(left, until=now + GLANCE)
+
+
+def again(asked: Taken, now: datetime) -> bool:
+    """Tell whether pods are to be evicted at once: of those that were asked, somebody keeps some or all."""
+    kept = "blocked" in asked.note or asked.note.startswith("evicted 0")
+    return not kept or now >= asked.last + RETRY
 
 
 async def hand_over(patient: Patient, behind: Backing, rung: Rung, *, forced: bool) -> Step | Defer | Refuse:
@@ -334,7 +368,8 @@ async def ask(patient: Patient, rung: Rung) -> Step | Defer | Refuse:
         return AskProvider(**patient.step(patient.story), sink=sink, home=patient.world.home)
     if answer is not None and answer.outcome == "Failed":
         return await give_up(patient, "ProviderFailed", f"the provider could not replace it: {answer.message}")
-    off = answer is not None and answer.powered_off and TAINTED not in patient.node.annotations
+    tainted = any(taint.key == OUT_OF_SERVICE for taint in patient.node.taints)
+    off = answer is not None and answer.powered_off and not tainted
     if answer is not None and off and await is_silent(patient):
         return TaintOutOfService(**patient.step(f"the provider has turned its machine off: {answer.message}"))
     said = f"the provider was asked, and has answered {answer.outcome if answer else 'nothing yet'}"
@@ -369,8 +404,8 @@ async def take_back(patient: Patient, because: str) -> Step | None:
         state = await remediation_of(patient.node, template, patient.world.cluster)
         if state is not None and state.by == patient.record and not state.leaving:
             return EndRemediation(**patient.step(because), template=template)
-    if patient.record and patient.node.annotations.get(TAINTED) == patient.record:
-        return UntaintNode(**patient.step(because))
+    if patient.taint_mark:
+        return UntaintNode(**patient.step(because), of=patient.taint_mark)
     return UncordonNode(**patient.step(because), of=patient.mark) if patient.cordoned else None
 
 
@@ -406,9 +441,15 @@ def calm(node: Node) -> bool:
     return fine and bool(node.conditions) and MARK not in node.annotations and TAINTED not in node.annotations
 
 
+def ours(node: Node, note: str, function: str) -> str:
+    """Tell the record of ours that a node's annotation names, or ""."""
+    mark = node.annotations.get(note, "")
+    return mark if mark.startswith(f"{function}-") else ""
+
+
 def left_behind(node: Node) -> str:
-    """Name the fault of a cordon that nobody has taken back."""
-    return f"cordon/{node.annotations.get(MARK, '')}"
+    """Name the fault of a cordon, or a taint, that nobody has taken back."""
+    return f"cordon/{node.annotations.get(MARK) or node.annotations.get(TAINTED, '')}"
 
 
 async def recovered(

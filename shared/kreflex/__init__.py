@@ -2,7 +2,7 @@
 
 import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
-from kreflex.cordons import TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
+from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
 from kreflex.courses import CUT_OFF
 from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
 from kreflex.drains import EvictPods, Load, RestartNetworkPod, evictable, network_pods
@@ -24,6 +24,7 @@ from kreflex.world import Treatment, World
 __all__ = [
     "CUT_OFF",
     "MARK",
+    "OUT_OF_SERVICE",
     "TAINTED",
     "AskProvider",
     "Backing",

@@ -121,7 +121,9 @@ class TaintOutOfService(NodeStep):
 
 @dataclass(frozen=True)
 class UntaintNode(NodeStep):
-    """Remove the taint that we have set, once the node is back."""
+    """Remove the taint that we have set, once the node is back; `of` names another record, which is over."""
+
+    of: str = ""
 
     undo: ClassVar[bool] = True
     rbac: ClassVar[tuple[Rule, ...]] = _TAINTS_NODES
@@ -130,7 +132,7 @@ class UntaintNode(NodeStep):
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:
         """Untaint the node that was read, if the taint is this record's, and remove the note."""
-        if self.node.annotations.get(TAINTED) != mark:
+        if self.node.annotations.get(TAINTED) != (self.of or mark):
             raise ConflictError(f"the taint of {self.target} is not ours", 409)
         taints = _others(_taints(await _as_read(self, reader)))
         # Null and not an empty list: that is how a node without taints was before.

@@ -227,6 +227,32 @@ async def test_a_kubelet_whose_lease_is_renewed_is_not_silent() -> None:
     assert isinstance(step, EvictPods)
 
 
+@pytest.mark.parametrize("why", ["1 denied (shop/cart)", "1 with several PodDisruptionBudgets, where one is allowed"])
+async def test_what_keeps_all_pods_is_asked_again_after_two_seconds(why: str) -> None:
+    for ago, expected in ((1, Defer), (2, EvictPods)):
+        steps = course(CORDON, taken("EvictPods", timedelta(seconds=ago), f"evicted 0, {why}"))
+        assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=steps), expected)
+    goes_on = course(CORDON, taken("EvictPods", timedelta(seconds=1), "evicted 20"))
+    assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=goes_on), EvictPods)
+
+
+@pytest.mark.parametrize("on_timeout", ["GiveUp", "Force"])
+async def test_a_drain_has_all_its_time_after_a_repair_in_vain(on_timeout: str) -> None:
+    upkeep = {**REPAIR, "drain": {"timeout": "15m", "onTimeout": on_timeout}}
+    late = course(taken(MADE, 15 * MINUTE), CORDON, begun=15 * MINUTE)
+    step = await decision(node(condition(), ours=True), a_pod(), course=late, upkeep=upkeep)
+    assert isinstance(step, EvictPods)
+
+
+async def test_pods_that_never_end_hold_what_somebody_else_has_cordoned_for_the_drain_s_time_only() -> None:
+    theirs, leaving = node(condition(), unschedulable=True), a_pod(terminating=True)
+    first = await decision(theirs, leaving)
+    assert isinstance(first, EvictPods)
+    assert first.pods == ()
+    begun = course(taken("EvictPods", 15 * MINUTE), begun=15 * MINUTE)
+    assert isinstance(await decision(theirs, leaving, course=begun), Refuse)
+
+
 async def test_a_drain_whose_time_is_over_is_given_up_uncordoned_first() -> None:
     late = course(taken("CordonNode", 15 * MINUTE), begun=15 * MINUTE)
     assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=late), UncordonNode)
@@ -238,7 +264,8 @@ async def test_a_drain_whose_time_is_over_is_given_up_uncordoned_first() -> None
 
 
 async def test_a_drain_whose_time_is_over_is_forced_if_the_policy_says_so() -> None:
-    late, force = course(CORDON, begun=15 * MINUTE), {"drain": {"onTimeout": "Force"}}
+    late = course(taken("CordonNode", 15 * MINUTE), begun=15 * MINUTE)
+    force = {"drain": {"onTimeout": "Force"}}
     last = await decision(node(condition(), ours=True), a_pod(), course=late, upkeep=force)
     assert isinstance(last, DeleteNodeClaim)
     assert last.deadline == NOW
@@ -251,6 +278,48 @@ async def test_a_bare_pod_keeps_a_node_from_being_touched_at_all() -> None:
     assert refused.cause == "PodsBlock"
     allowed = await decision(node(condition()), bare, upkeep={"drain": {"bare": "Evict"}})
     assert isinstance(allowed, CordonNode)
+
+
+# When it can't go on
+
+
+async def test_policies_that_contradict_each_other_hold_what_has_begun() -> None:
+    second = {"metadata": {"name": "more", "uid": "uid-more", "generation": 1}, "spec": {"mode": "Auto", "nodes": {}}}
+    about: dict[str, Any] = {"course": course(CORDON), "objects": {f"{POLICIES}/more": second}}
+    held = await decision(node(condition(), ours=True), a_pod(), **about)
+    assert held == Defer("policies more and nodes say when this node is ill: leave one", until=NOW + MINUTE)
+
+
+async def test_what_is_held_up_for_longer_than_all_its_time_is_taken_back() -> None:
+    # 15m to drain it and 30m to replace it.
+    for minutes, expected in ((44, DeleteNodeClaim), (45, UncordonNode)):
+        begun = course(taken("CordonNode", minutes * MINUTE), begun=minutes * MINUTE)
+        assert isinstance(await decision(node(condition(), ours=True), course=begun), expected)
+
+
+async def test_a_provider_that_can_not_be_reached_in_time_leads_to_people() -> None:
+    late = course(taken("CordonNode", 45 * MINUTE), begun=45 * MINUTE)
+    body = node(condition(), pool="", ours=True)
+    assert isinstance(await decision(body, claims=[], settings=SINK, course=late), UncordonNode)
+    asked = course(taken("CordonNode", 45 * MINUTE), taken("AskProvider"), begun=45 * MINUTE)
+    assert isinstance(await decision(body, claims=[], settings=SINK, course=asked), Defer)
+
+
+async def test_a_repair_that_can_not_be_begun_leads_to_the_next_rung_when_its_time_is_over() -> None:
+    assert isinstance(
+        await decision(node(condition()), upkeep=REPAIR, course=course(begun=9 * MINUTE)), MakeRemediation
+    )
+    assert isinstance(await decision(node(condition()), upkeep=REPAIR, course=course(begun=10 * MINUTE)), CordonNode)
+
+
+async def test_an_illness_has_one_name_whatever_an_event_calls_it() -> None:
+    for told in ("", "Ready/made-up"):
+        signal = NodeSignal(NAME, "uid-blue-1", source="waker", episode=told)
+        step = await decide(signal, world(node(condition()), claims=[claim()]), NodeReplacerSettings())
+        assert step.episode == f"Ready/{stamp(NOW - 6 * MINUTE)}"
+    recorded = NodeSignal(NAME, "uid-blue-1", source="record", episode="Ready/earlier")
+    step = await decide(recorded, world(node(condition()), claims=[claim()]), NodeReplacerSettings())
+    assert step.episode == "Ready/earlier"
 
 
 # When it heals by itself
@@ -284,6 +353,16 @@ async def test_a_cordon_that_nobody_remembers_is_taken_back() -> None:
     undo = await decision(node(condition(status="True"), ours=True))
     assert isinstance(undo, UncordonNode)
     assert undo.of == RECORD
+
+
+async def test_a_taint_that_nobody_remembers_is_taken_back_before_the_cordon() -> None:
+    tainted = node(condition(status="True"), ours=True, annotations={TAINTED: "node-replacer-blue-1-old"})
+    undo = await decision(tainted)
+    assert isinstance(undo, UntaintNode)
+    assert undo.of == "node-replacer-blue-1-old"
+    alone = node(condition(status="True"), annotations={TAINTED: RECORD})
+    assert isinstance(await decision(alone), UntaintNode)
+    assert await found(alone) == [(NAME, f"cordon/{RECORD}")]
 
 
 async def test_another_status_of_the_same_condition_goes_on_with_the_same_remediation() -> None:
@@ -390,7 +469,9 @@ async def test_volumes_are_let_go_only_when_the_machine_is_off_for_certain() -> 
     # Whoever says so of a machine whose kubelet is heard is wrong.
     assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True)), Defer)
     assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True), body=silent), TaintOutOfService)
-    tainted = node(condition(), pool="", ours=True, annotations={TAINTED: RECORD})
+    # Whoever has tainted it, ourselves or somebody else.
+    taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
+    tainted = node(condition(status="Unknown"), pool="", ours=True, taints=[taint])
     assert isinstance(await asks(asked, answer=answered("Done", poweredOff=True), body=tainted), Defer)
 
 
