@@ -84,14 +84,22 @@ async def _number(stream: Stream) -> tuple[int, int]:
 
 
 def _message(data: bytes, shape: Shape) -> dict[str, Any]:
-    """Read of a message the fields of its shape, and step over the others."""
+    """Read of a message the fields of its shape, and step over the others; raises ValueError."""
+    try:
+        return _fields(data, shape)
+    except IndexError as error:
+        raise ValueError("a message ends within a number") from error
+
+
+def _fields(data: bytes, shape: Shape) -> dict[str, Any]:
     found: dict[str, Any] = {}
     at, end = 0, len(data)
     while at < end:
-        key, at = _varint(data, at)
+        # Most numbers are one byte, and there are hundreds in a node: no call for these.
+        key, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
         known, kind = shape.get(key >> 3), key & 7
         if kind == _BYTES:
-            size, at = _varint(data, at)
+            size, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
             begun, at = at, at + size
             if at > end:
                 raise ValueError("a field is longer than its message")
@@ -120,21 +128,14 @@ def _keep(found: dict[str, Any], known: tuple[str, bool, Reads], content: bytes)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    try:
-        value = data[at]
+    value = shift = 0
+    while True:
+        byte = data[at]
         at += 1
-        if value < 0x80:
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
             return value, at
-        value, shift = value & 0x7F, 7
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-            shift += 7
-    except IndexError as error:
-        raise ValueError("a message ends within a number") from error
+        shift += 7
 
 
 def _text(content: bytes) -> str:
