@@ -33,8 +33,6 @@ COURSE = (
     "Done",
     "event",
 )
-TAKEN_BACK = ("Acting (2)", "uncordon", "release", "Applied", "eviction", "Done")
-GIVEN_UP = ("Acting (2)", "uncordon", "release", "cordon", "eviction", "Done")
 KILLS: tuple[Blow, ...] = ("before", "after")
 STOPS: tuple[Blow, ...] = (Halt("after"), Halt("before"))
 
@@ -67,22 +65,17 @@ async def same_end(on: Stage, courses: Sequence[Course]) -> None:
     assert found["not_met"] == []
 
 
-async def test_a_calm_remediation_makes_these_writes(on: Stage) -> None:
-    (calm,) = await faults.run_all(on, [Case(REPLACER)])
-    # A conflict with who else writes to a node makes a claim more.
-    assert set(COURSE) <= {str(point) for point in faults.points(calm) if point.writes}
-    await same_end(on, [calm])
-
-
 async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(on: Stage) -> None:
     cases = struck(REPLACER, COURSE, KILLS) + struck(REPLACER, COURSE, STOPS)
-    await same_end(on, await faults.run_all(on, faults.in_turn(cases)))
+    # Most of the time each of them waits.
+    await same_end(on, await faults.run_all(on, faults.in_turn(cases), width=12))
 
 
 async def test_what_was_begun_is_taken_back_once_whatever_is_killed_or_stopped(on: Stage) -> None:
-    healing = struck(HEALS_LATE, TAKEN_BACK, ("after", "before")) + struck(HEALS_EARLY, ("cordon", "lease"), STOPS)
-    given_up = struck(FULL, GIVEN_UP, ("after", "before"))
-    await same_end(on, await faults.run_all(on, faults.in_turn([*healing, *given_up])))
+    healing = struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before"))
+    late = struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after")))
+    given_up = struck(FULL, ("uncordon", "release", "Done"), ("after", "before"))
+    await same_end(on, await faults.run_all(on, faults.in_turn([*healing, *late, *given_up])))
 
 
 async def test_a_silent_node_is_replaced_once_and_nobody_evicts_its_pods(on: Stage) -> None:
@@ -96,3 +89,5 @@ async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_on
     steps = [{step["action"]: step["count"] for step in record["status"]["steps"]} for record in often.records]
     assert len(often.records) == len(often.ill)
     assert all(one["CordonNode"] == one["DeleteNodeClaim"] == 1 for one in steps)
+    # All that the other tests strike at are writes of a calm remediation; a conflict makes a claim more.
+    assert set(COURSE) <= {str(point) for point in faults.points(often) if point.writes}
