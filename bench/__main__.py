@@ -30,11 +30,14 @@ def main() -> None:
         default=0,
         help="how many faults, nodes, pods or seconds, instead of the usual",
     )
+    parser.add_argument("--only", default="", help="faults: scenarios whose names begin so, as in `node-replacer`")
+    parser.add_argument("--strikes", action="store_true", help="faults: no troubles, only kills and stops")
     parser.add_argument("--save", action="store_true", help="keep the figures in bench/results/")
     arguments = parser.parse_args()
     module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")
-    measure: Callable[[int], Awaitable[dict[str, Any]]] = module.measure
-    found = asyncio.run(_run(measure(arguments.size)))
+    measure: Callable[..., Awaitable[dict[str, Any]]] = module.measure
+    chosen = {"only": arguments.only, "strikes": arguments.strikes} if arguments.name == "faults" else {}
+    found = asyncio.run(_run(measure(arguments.size, **chosen)))
     if arguments.save:
         _save(arguments.name, found)
     sys.stdout.write((json.dumps(found) if arguments.json else json.dumps(found, indent=2)) + "\n")
