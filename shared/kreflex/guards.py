@@ -313,7 +313,7 @@ class Approved:
 
 
 def _unapproved(case: Case) -> tuple[str, str] | None:
-    """Tell which guard misses what, unless a person's yes counts for this plan now.
+    """Tell which guard misses what, unless a person's yes counts for this plan now, or did when it was begun.
 
     Each lack has a name of its own: a record that changes its guard is written, and so the person is told.
     """
@@ -322,7 +322,8 @@ def _unapproved(case: Case) -> tuple[str, str] | None:
         return APPROVAL, f"would {case.action.verb} {case.action.target}: {case.action.because}"
     if approval.plan_hash != case.action.plan_hash():
         return MISMATCH, f"what {approval.by} approved is not the plan {case.action.plan_hash()}"
-    if approval.until <= case.now:
+    begun_at = case.record.status.begun_at if case.record.begun else None
+    if approval.until <= (begun_at or case.now):
         return EXPIRED, f"what {approval.by} approved has expired at {approval.until:%Y-%m-%d %H:%M:%S} UTC"
     return None
 
@@ -358,5 +359,8 @@ def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...
 
 
 def guards_of_steps(reader: Reader) -> tuple[Guard, ...]:
-    """Give the guards that are asked before each step of what has begun: a pause, a storm or a limit stops new work."""
-    return (Usable(), Frozen(), InScope(), Fleet(reader))
+    """Give the guards that are asked before each step of what has begun: a pause, a storm or a limit stops new work.
+
+    What people allowed at the beginning they may have taken back, or for another plan than that of now.
+    """
+    return (Usable(), Frozen(), InScope(), Fleet(reader), Approved())

@@ -340,6 +340,32 @@ async def test_a_freeze_holds_the_next_step_and_does_not_keep_a_cordon(farm: Far
     await farm.tidy()
 
 
+async def test_what_people_allow_no_more_is_held_before_its_next_step(farm: Farm) -> None:
+    await farm.policy()
+    (name,) = await farm.cloud.pool("withdrawn", 1)
+    place = await a_shop(farm, 2, **only_on("withdrawn"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with arc(farm, time_budget="4s") as replacer_:
+        begun = await woken(farm, replacer_, name)
+        await farm.plane.api.delete(f"/apis/policy/v1/namespaces/{place.name}/poddisruptionbudgets/shop")
+        await farm.plane.api.delete(POLICY)
+        await asyncio.sleep(1.1)
+        await replacer_.handle(Due(HOME, begun["metadata"]["name"]))
+        held = await farm.record(name)
+        assert (held["status"]["phase"], held["status"]["guard"]) == ("Acting", "DryRun")
+        await farm.policy(mode="Approve")
+        held = await woken(farm, replacer_, name)
+        assert (held["status"]["phase"], held["status"]["guard"]) == ("Acting", "Approval")
+        assert place.evictions() == []
+        await farm.policy()
+        await asyncio.sleep(2)
+        await woken(farm, replacer_, name)
+        (record,) = await settled(farm, replacer_, name)
+    assert (record["status"]["verdict"], steps(record)[-1]) == ("Recovered", "DeleteNodeClaim")
+    await farm.tidy()
+
+
 async def test_a_pause_stops_new_work_and_not_what_has_begun(farm: Farm) -> None:
     await farm.policy()
     (first, second) = [(await farm.cloud.pool(f"pause-{number}", 1))[0] for number in range(2)]

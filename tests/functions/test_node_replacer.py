@@ -316,9 +316,11 @@ async def test_an_illness_has_one_name_whatever_an_event_calls_it() -> None:
     for told in ("", "Ready/made-up"):
         signal = NodeSignal(NAME, "uid-blue-1", source="waker", episode=told)
         step = await decide(signal, world(node(condition()), claims=[claim()]), NodeReplacerSettings())
+        assert isinstance(step, CordonNode)
         assert step.episode == f"Ready/{stamp(NOW - 6 * MINUTE)}"
     recorded = NodeSignal(NAME, "uid-blue-1", source="record", episode="Ready/earlier")
     step = await decide(recorded, world(node(condition()), claims=[claim()]), NodeReplacerSettings())
+    assert isinstance(step, CordonNode)
     assert step.episode == "Ready/earlier"
 
 

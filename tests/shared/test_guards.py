@@ -24,6 +24,7 @@ from kreflex.guards import (
     Refusal,
     Usable,
     guards,
+    guards_of_steps,
     storm_until,
 )
 from kreflex.ledger import Ledger, Standing
@@ -362,6 +363,19 @@ async def test_an_approved_plan_passes() -> None:
 async def test_an_approval_is_for_one_plan() -> None:
     because = f"what ada approved is not the plan {an_eviction().plan_hash()}{how(an_eviction())}"
     assert await refused(Approved(), a_case(ASKS, approval=an_approval("another"))) == ("ApprovalMismatch", because)
+
+
+async def test_an_approval_that_ends_later_is_for_all_of_what_it_has_begun() -> None:
+    case = a_case(ASKS, approval=an_approval(until=NOW - MINUTE))
+    for began, expected in ((2 * MINUTE, None), (MINUTE, "ApprovalExpired")):
+        begun = case.record.status.model_copy(update={"phase": "Acting", "begun_at": NOW - began})
+        refusal = await refused(Approved(), replace(case, record=replace(case.record, status=begun)))
+        assert (refusal and refusal[0]) == expected
+
+
+def test_before_each_step_of_what_has_begun_is_asked_whether_people_still_allow_it() -> None:
+    kinds = [type(guard) for guard in guards_of_steps(CannedApi().world().cluster)]
+    assert kinds == [Usable, Frozen, InScope, Fleet, Approved]
 
 
 async def test_an_approval_ends_and_the_date_is_told() -> None:
