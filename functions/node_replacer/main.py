@@ -344,8 +344,10 @@ async def empty(patient: Patient, load: Load) -> Step | Defer | Refuse | None:
 
 def again(asked: Taken, now: datetime) -> bool:
     """Tell whether pods are to be evicted at once: of those that were asked, somebody keeps some or all."""
-    kept = "blocked" in asked.note or asked.note.startswith("evicted 0")
-    return not kept or now >= asked.last + RETRY
+    stuck = asked.note.startswith("evicted 0")
+    kept = stuck or "blocked" in asked.note
+    # Where one has gone, its successor will soon be Ready; where none has, nothing says that one will.
+    return not kept or now >= asked.last + (RETRY if stuck else GLANCE)
 
 
 async def hand_over(patient: Patient, behind: Backing, rung: Rung, *, forced: bool) -> Step | Defer | Refuse:

@@ -205,6 +205,13 @@ async def test_a_budget_that_said_no_is_asked_again_after_two_seconds() -> None:
         assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=steps), expected)
 
 
+async def test_a_budget_that_has_let_a_pod_go_is_asked_again_after_a_second() -> None:
+    for ago, expected in ((0, Defer), (1, EvictPods)):
+        some = taken("EvictPods", timedelta(seconds=ago), "evicted 1, 1 blocked by PodDisruptionBudgets (shop/cart)")
+        steps = course(CORDON, some)
+        assert isinstance(await decision(node(condition(), ours=True), a_pod(), course=steps), expected)
+
+
 async def test_an_empty_node_is_handed_to_karpenter_with_an_end_for_its_drain() -> None:
     last = await decision(node(condition(), ours=True), course=course(CORDON))
     assert isinstance(last, DeleteNodeClaim)
