@@ -225,6 +225,7 @@ async def run(plane: ControlPlane, ports: Ports, pairs: int, apps: int, replicas
         cloud.replaces = False
         drains = Drains(plane, cloud, sender, url, apps, replicas)
         made += [await drains.pair(ours_first=number % 2 == 0) for number in range(pairs)]
+    await plane.stop_child(farm.FUNCTION)
     return _figures(made, apps * replicas)
 
 

@@ -186,7 +186,12 @@ class Asked:
     @property
     def writes(self) -> int:
         """Requests that write; a question whose answer is made for it is none."""
-        return sum(entry["verb"] in _WRITES and _resource(entry) != _ASKS for entry in self.entries)
+        return len(self.written)
+
+    @property
+    def written(self) -> list[str]:
+        """What kind of object each of them was about."""
+        return [_resource(e) for e in self.entries if e["verb"] in _WRITES and _resource(e) != _ASKS]
 
     def lists(self, resource: str) -> int:
         """How often a kind was listed in all namespaces, or some of it; the pages of one list are one."""

@@ -1,9 +1,11 @@
 """Fleet: what a decision about one node among many costs in reads, in time against `kubectl get nodes`, in memory."""
 
 import asyncio
+import json
 import statistics
 import tempfile
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from bench import effort, farm, rig
 from bench.farm import Call, Sender
 from bench.rig import Json
 from lab import claims, crowd, functions, nodes, workloads
+from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.nodes import Pool
 from lab.ports import Ports
@@ -23,6 +26,9 @@ _IMAGES = 50
 _DIGEST = "9f2c4b1e7a5d8036" * 4
 
 
+_ROUNDS = 5
+# Nodes that come back from a blackout are no storm to what is measured after it.
+_CALM = {"stormCooldown": "1s"}
 _BARE = {"bare": "Evict"}
 _LABELS = {
     "karpenter.k8s.aws/instance-category": "m",
@@ -42,8 +48,8 @@ _NOTES = {
 }
 
 
-async def populate(plane: ControlPlane, count: int, pods: int) -> None:
-    """Make nodes of five pools with the size of a cloud's, each with its claim, and pods on them."""
+async def populate(plane: ControlPlane, count: int) -> None:
+    """Make nodes of five pools with the size of a cloud's, each with its claim."""
     for number, name in enumerate(POOLS):
         size = count // len(POOLS) + (number < count % len(POOLS))
         pool = Pool(name, labels={claims.POOL: name}, provider_id="aws:///{zone}/{name}")
@@ -51,6 +57,10 @@ async def populate(plane: ControlPlane, count: int, pods: int) -> None:
             await store.write("karpenter.sh/nodeclaims", (_claim(nodes.node(one, pool)) for one in range(size)))
         await crowd.many(plane, size, pool=pool, dress=_dressed)
         rig.say(f"{size} nodes of {name}")
+
+
+async def load(plane: ControlPlane, pods: int) -> None:
+    """Put pods on all nodes."""
     names = await nodes.named(plane.api)
     async with crowd.Store(plane) as store:
         await store.write("pods", (_pod(number, names[number % len(names)]) for number in range(pods)))
@@ -171,12 +181,13 @@ async def in_turn(
 async def run(plane: ControlPlane, ports: Ports, pairs: int) -> dict[str, Any]:
     """Measure on a fleet that is there already: the decision, the waker's round, and one course's first write."""
     names = await nodes.named(plane.api)
-    await farm.policy(plane, "DryRun", drain=_BARE)
+    await farm.policy(plane, "DryRun", drain=_BARE, **_CALM)
     child, url = await farm.start(plane, ports.take())
     async with Sender(plane) as sender:
         await sender.tell(url, await plane.api.get(f"/api/v1/nodes/{names[1]}"))
         idle = effort.rss_mib(child.pid)
-        ill = (await fall_ill(plane, names[0]))["metadata"]["name"]
+        node = await fall_ill(plane, names[0])
+        ill = node["metadata"]["name"]
         await listed(plane)  # It fills the cache of its discovery.
         effort.forget_peak(child.pid)
         ours, theirs = await in_turn(plane, sender, url, ill, pairs)
@@ -185,10 +196,11 @@ async def run(plane: ControlPlane, ports: Ports, pairs: int) -> dict[str, Any]:
         costs = [farm.asked(plane, call.begun, call.ended) for call in ours]
         waker = await _round(plane, sender, ports, url)
         course = await _course(plane, sender, url, ill)
+    await plane.stop_child(farm.FUNCTION)
     ratios = [mine.seconds / other.seconds for mine, other in zip(ours, theirs, strict=True)]
     found = {
         "nodes": len(names),
-        "node_kib": round(len(str(await plane.api.get(f"/api/v1/nodes/{ill}"))) / 1024, 1),
+        "node_kib": round(len(json.dumps(node)) / 1024, 1),
         "pairs": pairs,
         "decision_ratio": round(statistics.median(ratios), 2),
         "memory_ratio": round(peak / idle, 2),
@@ -213,7 +225,7 @@ async def _round(plane: ControlPlane, sender: Sender, ports: Ports, url: str) ->
     """Have the waker make a round over the same fleet."""
     child, waker = await farm.start_waker(plane, ports.take(), url)
     idle = effort.rss_mib(child.pid)
-    rounds = []
+    rounds: list[Call] = []
     for _ in range(3):
         await asyncio.sleep(farm.FORGOTTEN)
         rounds.append(await sender.tick(waker))
@@ -228,7 +240,7 @@ async def _round(plane: ControlPlane, sender: Sender, ports: Ports, url: str) ->
 
 async def _course(plane: ControlPlane, sender: Sender, url: str, ill: str) -> dict[str, Any]:
     """Let it act, and tell how long it took until its first write to the node."""
-    await farm.policy(plane, "Auto", drain=_BARE)
+    await farm.policy(plane, "Auto", drain=_BARE, **_CALM)
     told = await decide(plane, sender, url, ill)
     cost = farm.asked(plane, told.begun, told.ended)
     first = next(
@@ -241,10 +253,48 @@ async def _course(plane: ControlPlane, sender: Sender, url: str, ill: str) -> di
     }
 
 
+async def blackout(plane: ControlPlane, ports: Ports) -> dict[str, Any]:
+    """Let the API server hear of no kubelet, and tell what that costs: all nodes are found ill, and none is touched."""
+    names = await nodes.named(plane.api)
+    await farm.forget(plane)
+    await farm.policy(plane, "Auto", drain=_BARE, **_CALM)
+    _, url = await farm.start(plane, ports.take())
+    _, waker = await farm.start_waker(plane, ports.take(), url)
+    async with Sender(plane) as sender, nodes.blackout(plane):
+        await eventually(lambda: _all(plane, "Unknown"), "the end of all Leases", patience=300, pause=1)
+        await asyncio.sleep(farm.FORGOTTEN + 1)
+        rounds: list[Call] = []
+        while len(await farm.records(plane)) < len(names) and len(rounds) < _ROUNDS:
+            rounds.append(await sender.tick(waker))
+            rig.say(f"the waker's round over {len(names)} ill nodes: {rounds[-1].status}, {rounds[-1].seconds:.1f} s")
+        again = await sender.tick(waker)
+    first, second = farm.asked(plane, rounds[0].begun, rounds[-1].ended), farm.asked(plane, again.begun, again.ended)
+    stops = Counter(record["status"].get("guard") for record in await farm.records(plane))
+    for name in (functions.WAKER, farm.FUNCTION):
+        await plane.stop_child(name)
+    await eventually(lambda: _all(plane, "True"), "all nodes Ready again", patience=300, pause=1)
+    await farm.forget(plane)
+    return {
+        "blackout_stops": dict(stops),
+        "blackout_touched": sum("nodes" in name or "evict" in name for name in first.written),
+        "blackout_writes_of_a_node": round(first.writes / len(names), 2),
+        "blackout_node_lists_of_a_node": round(first.lists("nodes") / len(names), 3),
+        "blackout_seconds": round(rounds[-1].ended - rounds[0].begun, 1),
+        "blackout_writes_of_the_next_round": second.writes,
+    }
+
+
+async def _all(plane: ControlPlane, status: str) -> bool:
+    items = (await plane.api.get("/api/v1/nodes", resourceVersion="0"))["items"]
+    return all(nodes.condition(node, "Ready") == status for node in items)
+
+
 async def measure(size: int = 0) -> dict[str, Any]:
     """Measure with 1,000 nodes, or `size`, and 20 pods for each."""
     count = size or NODES
     with tempfile.TemporaryDirectory(prefix="kreflex-bench-") as home, Ports() as ports:
         async with farm.farm(Path(home), count) as plane:
-            await populate(plane, count, count * PODS_OF_A_NODE)
-            return await run(plane, ports, PAIRS)
+            await populate(plane, count)
+            dark = await blackout(plane, ports)
+            await load(plane, count * PODS_OF_A_NODE)
+            return {**await run(plane, ports, PAIRS), **dark}

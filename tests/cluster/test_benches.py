@@ -1,11 +1,16 @@
 """The benchmarks of speed run, and tell the figures that others rely on; how fast this machine is, is no test."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from bench import cold_start, duplicates, irrelevant, memory, reflex, rig
-from lab import functions
+from bench import cold_start, drain, duplicates, farm, fleet, irrelevant, memory, reflex, rig
+from kreflex.cluster import Reader, Transport
+from kreflex.credentials import load_credentials
+from kreflex.nodes import node_view
+from lab import functions, nodes
+from lab.api import eventually
 from lab.cluster import ControlPlane, Options
 from lab.ports import Ports
 
@@ -54,3 +59,63 @@ async def test_start_and_memory_are_compared_with_an_empty_function(quiet: Contr
     assert held["holds"]
     assert held["remediations"] == memory.FAULTS
     assert min(started["ratio"], held["ratio"]) > 0
+
+
+@pytest.fixture(scope="module")
+async def many(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ControlPlane]:
+    """A control plane with nodes of a cloud's size, in five pools."""
+    async with farm.farm(tmp_path_factory.mktemp("fleet"), 30) as plane:
+        await fleet.populate(plane, 30)
+        await fleet.load(plane, 90)
+        yield plane
+
+
+async def test_many_nodes_show_the_same_whether_they_are_read_slimly_or_whole(many: ControlPlane) -> None:
+    transport = Transport(load_credentials(str(many.kubeconfig)))
+    reader = Reader(transport)
+    await nodes.break_node(many.api, "pool-1-0", "kernel-deadlock")
+    await many.api.patch("/api/v1/nodes/pool-1-1", {"spec": {"unschedulable": True}})
+    await nodes.shows(many.api, "pool-1-0", "KernelDeadlock", "True")
+
+    async def alike() -> bool:
+        # Their controllers change them meanwhile: what is compared is of the same resourceVersion.
+        slim = [node async for node in reader.nodes(limit="7")]
+        whole = [node_view(body) async for body in reader.list("/api/v1/nodes")]
+        same = [(a, b) for a, b in zip(slim, whole, strict=True) if a.resource_version == b.resource_version]
+        assert all(a == b for a, b in same)
+        taints = {taint.key for node in slim for taint in node.taints}
+        return len(same) == 30 and "node.kubernetes.io/unschedulable" in taints
+
+    await eventually(alike, "a moment without a change of a node")
+    await transport.close()
+    await nodes.heal_node(many.api, "pool-1-0")
+    await many.api.patch("/api/v1/nodes/pool-1-1", {"spec": {"unschedulable": None}})
+
+
+async def test_a_decision_among_many_nodes_reads_them_once_and_never_all_pods(many: ControlPlane) -> None:
+    with Ports() as ports:
+        found = await fleet.run(many, ports, 1)
+    assert found["holds"]
+    assert (found["node_lists"], found["whole_pod_lists"]) == (1, 0)
+    assert found["waker_node_lists"] == 1
+    assert min(found["decision_ratio"], found["memory_ratio"]) > 0
+
+
+async def test_a_blackout_of_all_nodes_costs_three_writes_a_node_once_and_touches_none(many: ControlPlane) -> None:
+    with Ports() as ports:
+        found = await fleet.blackout(many, ports)
+    # One of the thirty may have been replaced by then: nothing here makes a successor.
+    assert found["blackout_stops"].keys() <= {"PoolBreaker", "ZoneBreaker", "FleetBreaker"}
+    assert (found["blackout_touched"], found["blackout_writes_of_the_next_round"]) == (0, 0)
+    assert found["blackout_writes_of_a_node"] <= 3.1
+
+
+async def test_a_node_is_emptied_as_its_budgets_allow_and_no_pod_is_evicted_twice(
+    tmp_path: Path,
+) -> None:
+    with Ports() as ports:
+        async with farm.farm(tmp_path / "drain", 4) as plane:
+            found = await drain.run(plane, ports, 1, 3, 3)
+    assert found["holds"]
+    assert (found["evictions_of_a_node"], found["evicted_twice"], found["budgets_broken"]) == ([9], 0, [])
+    assert found["ratio"] > 0
