@@ -156,11 +156,6 @@ async def evicted_unless_guarded(plane: ControlPlane, where: str, node: Json) ->
     return [pod["metadata"]["uid"] for pod in found if pod["metadata"]["labels"]["app"] not in {"logs", "guarded"}]
 
 
-async def evicted_none(_: ControlPlane, __: str, ___: Json) -> list[str]:
-    """Nobody could tell the pods of a silent node to end."""
-    return []
-
-
 async def _pods_on(plane: ControlPlane, where: str, node: Json) -> list[Json]:
     return [pod for pod in await rig.pods(plane, where) if pod["spec"].get("nodeName") == node["metadata"]["name"]]
 
@@ -264,7 +259,7 @@ REPLACER = Scenario(
     writes=("cordon", "replacement"),
     clear=clear,
 )
-SILENT = replace(REPLACER, variant="of a silent node", fall_ill=fall_silent, evicts=evicted_none)
+SILENT = replace(REPLACER, variant="of a silent node", fall_ill=fall_silent)
 HEALS_EARLY = replace(
     REPLACER,
     variant="of a node that heals when cordoned",

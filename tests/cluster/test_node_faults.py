@@ -14,7 +14,7 @@ from bench.node_scenarios import FULL, HEALS_EARLY, HEALS_LATE, REPLACER, SILENT
 from bench.scenarios import Scenario
 from bench.stage import Stage, stage
 
-# The writes of a calm remediation, in order; the judge of what is struck is the API server's audit log.
+# The writes of a calm remediation, in order. Its Lease goes with the node, if that is quicker than we are.
 COURSE = (
     "record",
     "ledger",
@@ -29,7 +29,6 @@ COURSE = (
     "bound",
     "replacement",
     "Applied",
-    "release",
     "Done",
     "event",
 )
@@ -78,7 +77,7 @@ async def test_what_was_begun_is_taken_back_once_whatever_is_killed_or_stopped(o
     await same_end(on, await faults.run_all(on, faults.in_turn([*healing, *late, *given_up])))
 
 
-async def test_a_silent_node_is_replaced_once_and_nobody_evicts_its_pods(on: Stage) -> None:
+async def test_a_silent_node_is_replaced_once_and_each_of_its_pods_is_asked_to_go_once(on: Stage) -> None:
     cases = struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before"))
     await same_end(on, await faults.run_all(on, faults.in_turn(cases)))
 
@@ -89,5 +88,3 @@ async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_on
     steps = [{step["action"]: step["count"] for step in record["status"]["steps"]} for record in often.records]
     assert len(often.records) == len(often.ill)
     assert all(one["CordonNode"] == one["DeleteNodeClaim"] == 1 for one in steps)
-    # All that the other tests strike at are writes of a calm remediation; a conflict makes a claim more.
-    assert set(COURSE) <= {str(point) for point in faults.points(often) if point.writes}
