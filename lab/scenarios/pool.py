@@ -100,7 +100,7 @@ class Pool:
         spec = {"containers": [container], **karpenter.placement(self.name)}
         body = workloads.deployment(APP, PODS, spec=spec)
         await self.place.writer.create(self.place.path("deployments", "/apis/apps/v1"), body)
-        budget = workloads.budget(APP, maxUnavailable=1)
+        budget = workloads.budget(APP, maxUnavailable=PER_NODE)
         await self.place.writer.create(self.place.path("poddisruptionbudgets", _BUDGETS), budget)
         await self.until_whole()
 
@@ -111,18 +111,16 @@ class Pool:
     def is_whole(self) -> bool:
         """Whether all pods are Ready, each on a node that is Ready, too."""
         well = {name for name, body in self.nodes.items() if nodes.is_ready(body)}
-        pods = self.place.of(APP)
+        pods = self.place.ready(APP)
         return (
-            len(self.place.ready(APP)) == len(pods) == self.ready_pods == PODS
+            len(pods) == self.ready_pods == PODS
             and len(well) == len(self.nodes) == NODES
             and {pod["spec"].get("nodeName") for pod in pods} <= well
         )
 
-    async def allowed_disruptions(self) -> int:
-        """How many pods of the shop its PodDisruptionBudget lets go now."""
-        path = self.place.path(f"poddisruptionbudgets/{APP}", _BUDGETS)
-        body = await self.plane.api.get(path)
-        return int(body["status"]["disruptionsAllowed"])
+    def pods_on(self, node: str) -> list[str]:
+        """The UIDs of the pods of a node."""
+        return sorted(pod["metadata"]["uid"] for pod in self.place.of(APP) if pod["spec"].get("nodeName") == node)
 
     async def lease(self, node: str) -> Json | None:
         """The Lease by which those who remediate nodes keep out of each other's way, while somebody has it."""
@@ -243,8 +241,7 @@ class Pool:
                 self._shown[name] = status
                 self._tell_node(name, before, body)
         for name in self.nodes.keys() - found.keys():
-            # To this provider the machine is the Node object, so nothing is drained when its NodeClaim is deleted.
-            self.add("node", f"{name} is gone; the pod garbage collector finds its pods within a minute")
+            self.add("node", f"{name} is gone")
         self.nodes = found
 
     def _tell_node(self, name: str, before: str, body: Json) -> None:
