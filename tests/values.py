@@ -268,7 +268,8 @@ class CannedApi(Transport):
             return self.objects[path]
         below = [one for name, one in self.objects.items() if name.rpartition("/")[0] in {path, _in_namespaces(path)}]
         if below or path.endswith("s"):
-            return {"items": below, "metadata": {}}
+            wanted = (options.get("query") or {}).get("fieldSelector", "")
+            return {"items": [body for body in below if _matches(body, wanted)], "metadata": {}}
         raise GoneError(f"{path} is not there", 404)
 
     def before(self, method: str) -> None:
@@ -292,6 +293,15 @@ class CannedApi(Transport):
 
     def pair(self) -> tuple[Reader, Writer]:
         return Reader(self), Writer(self)
+
+
+def _matches(body: JSON, selector: str) -> bool:
+    """Whether a field selector of one requirement selects an object."""
+    path, _, wanted = selector.partition("=")
+    value: Any = body
+    for part in path.split(".") if path else ():
+        value = value.get(part, {})
+    return not path or value == wanted
 
 
 def _in_namespaces(path: str) -> str:

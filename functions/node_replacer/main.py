@@ -489,8 +489,10 @@ async def succeeded(treatment: Treatment, world: World) -> Recovered | Defer:
         return Defer(f"{mates[0].name} is to take its place and is not Ready yet", until=now + treatment.proof)
     if treatment.owner is not None and treatment.owner.uid.startswith("karpenter.sh/"):
         # Karpenter makes a node for pods that wait, not for a node that went.
-        waiting = [pod async for pod in world.cluster.pods(fieldSelector="status.phase=Pending") if not pod.node]
-        if not waiting:
+        begun = min((step.first for step in treatment.steps), default=treatment.acted_at) - SECOND
+        pending = world.cluster.pods(fieldSelector="status.phase=Pending")
+        # Those that have waited for longer don't wait for this node.
+        if not [pod async for pod in pending if not pod.node and pod.created >= begun]:
             return proven(
                 f"{treatment.target.name} is gone, and no pod has waited for a node", treatment.acted_at, treatment, now
             )
@@ -500,10 +502,18 @@ async def succeeded(treatment: Treatment, world: World) -> Recovered | Defer:
 def mate(node: Node, treatment: Treatment) -> bool:
     """Tell whether a node came to the pool after the treatment."""
     owner = treatment.owner
-    if owner is None or node.created < treatment.acted_at - SECOND or node.ref.uid == treatment.target.uid:
+    if owner is None or node.created < handed_over(treatment) - SECOND or node.ref.uid == treatment.target.uid:
         return False
     source = owner.uid.partition("=")[0]
     return owner_of(node.pool(source)).ref.uid == owner.uid
+
+
+def handed_over(treatment: Treatment) -> datetime:
+    """Tell since when a new node may be the successor: others may make it before the old one goes."""
+    steps = {step.action: step.first for step in treatment.steps}
+    if not steps.keys().isdisjoint({"DeleteNodeClaim", "DeleteMachine"}):
+        return treatment.acted_at
+    return steps.get("AskProvider") or min(steps.values(), default=treatment.acted_at)
 
 
 def proven(said: str, since: datetime, treatment: Treatment, now: datetime) -> Recovered | Defer:

@@ -34,6 +34,7 @@ from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
 from kreflex.nodes import MARK, Node, owner_of, template_of
 from kreflex.policy import Effective, Policies, combine, load_policies
 from kreflex.prom import Metrics
+from kreflex.providers import AskProvider
 from kreflex.records import (
     Answer,
     Fault,
@@ -236,7 +237,8 @@ class Arc(Generic[S]):
     async def _hear(self, answered: Answered) -> Result:
         """Write down what a provider's automation has answered, and go on from there."""
         record = await self.records.get(answered.namespace, answered.record)
-        if record is None or record.spec.function != self.reflex.name or not record.begun:
+        mine = record is not None and record.spec.function == self.reflex.name
+        if record is None or not mine or not record.begun or not _asked(record):
             return Result(str(answered), "skipped", "nothing waits for that answer")
         said = Answer(
             outcome=answered.outcome, powered_off=answered.powered_off, message=answered.message, at=self.world.now()
@@ -459,6 +461,7 @@ class Arc(Generic[S]):
             record.episode,
             status.intent.action if status.intent else "",
             status.answer,
+            status.steps,
         )
         verdict = await self.reflex.recovered(treatment, self.world, self.reflex.settings)
         prove_by = status.prove_by or now
@@ -663,6 +666,13 @@ def _undone(record: Record, case: Case) -> Record:
     """Take back the intent of an attempt that was answered no; what an earlier one did is still not known."""
     status = record.status.model_copy(update={"intent": case.record.status.intent})
     return replace(record, status=status)
+
+
+def _asked(record: Record) -> bool:
+    """Tell whether a provider was asked, or was about to be: who answers before that knows nothing."""
+    status, asking = record.status, AskProvider.__name__
+    claimed = status.intent is not None and status.intent.step == asking
+    return claimed or any(step.action == asking for step in status.steps)
 
 
 def standing(record: Record, admitted: str) -> Standing:

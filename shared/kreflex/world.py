@@ -9,7 +9,7 @@ from kreflex.cluster import Reader
 from kreflex.nodes import Node
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
-from kreflex.records import Answer, Owner
+from kreflex.records import Answer, Owner, Taken
 from kreflex.upkeep import Upkeep
 from kreflex.views import Ref
 
@@ -44,3 +44,4 @@ class Treatment:
     episode: str = ""
     action: str = ""
     answer: Answer | None = None
+    steps: tuple[Taken, ...] = ()

@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from functions.node_replacer import main as replacer
 from kreflex.nodes import MARK
 from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES
-from kreflex.signals import Due, NodeSignal
+from kreflex.signals import Answered, Due, NodeSignal
 from lab import audit, claims, nodes
 from lab.api import eventually
 from lab.cluster import ControlPlane, Options
@@ -401,6 +402,61 @@ async def test_one_approval_is_for_the_whole_remediation(farm: Farm) -> None:
         await farm.plane.api.patch(path, {"spec": {"approval": {**approval, "by": whoami}}})
         (record,) = await settled(farm, replacer_, name)
     assert (record["status"]["verdict"], steps(record)[-1]) == ("Recovered", "DeleteNodeClaim")
+    await farm.tidy()
+
+
+@asynccontextmanager
+async def a_provider() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """Somebody who is asked for machines: where, and what was asked."""
+    asked: list[dict[str, Any]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        asked.append(await request.json())
+        return web.Response(status=202)
+
+    app = web.Application()
+    app.router.add_post("/", take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/", asked
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_provider_makes_the_successor_first_and_its_answer_counts_once_it_was_asked(farm: Farm) -> None:
+    await farm.policy()
+    group = {"eks.amazonaws.com/nodegroup": "managed"}
+    kind = nodes.Pool("managed", labels=group, provider_id="aws:///{zone}/{name}")
+    (name,) = await nodes.add(farm.plane.api, 1, kind)
+    place = await a_shop(farm, 1, nodeSelector=group)
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with a_provider() as (url, asked):
+        reflex = replace(REFLEX, settings=replacer.NodeReplacerSettings(replacement_sink=url))
+        async with kit.arc_of(farm.plane, reflex, time_budget="4s") as replacer_:
+            begun = await woken(farm, replacer_, name)
+            answer = Answered(HOME, begun["metadata"]["name"], "Failed", message="before it was asked")
+            assert (await replacer_.handle(answer)).because == "nothing waits for that answer"
+            await farm.plane.api.delete(f"/apis/policy/v1/namespaces/{place.name}/poddisruptionbudgets/shop")
+
+            async def was_asked() -> bool:
+                await replacer_.handle(Due(HOME, begun["metadata"]["name"]))
+                return bool(asked)
+
+            await eventually(was_asked, "a request for a machine")
+            assert asked[0]["providerID"].endswith(f"/{name}")
+            (successor,) = await nodes.add(farm.plane.api, 1, kind, first=1)
+            await replacer_.handle(replace(answer, outcome="Done", message="there it is"))
+            assert (await farm.record(name))["status"]["answer"]["outcome"] == "Done"
+            await asyncio.sleep(3)
+            await farm.plane.api.delete(f"/api/v1/nodes/{name}")
+            await replacer_.handle(replace(answer, outcome="Done", message="and the old one is gone"))
+            (record,) = await settled(farm, replacer_, name)
+    assert record["status"]["verdict"] == "Recovered", record["status"]
+    assert f"{successor} was Ready" in record["status"]["verdictReason"]
+    await farm.plane.api.delete(f"/api/v1/nodes/{successor}")
     await farm.tidy()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from functions.node_replacer.main import NodeReplacerSettings, decide, find, recovered
+from functions.node_replacer.main import SECOND, NodeReplacerSettings, decide, find, recovered
 from kreflex import (
     CUT_OFF,
     MARK,
@@ -87,7 +87,8 @@ def world(
     objects: dict[str, JSON] = {f"{POLICIES}/nodes": {"metadata": meta, "spec": spec}}
     if body is not None:
         objects[f"/api/v1/nodes/{NAME}"] = body
-    objects |= {f"/api/v1/pods/{pod['metadata']['name']}": pod for pod in pods}
+    here = [{**pod, "spec": {**pod["spec"], "nodeName": NAME}} for pod in pods]
+    objects |= {f"/api/v1/pods/{pod['metadata']['name']}": pod for pod in here}
     objects |= {f"/apis/karpenter.sh/v1/nodeclaims/{one['metadata']['name']}": one for one in claims}
     return replace(CannedApi(objects | more.pop("objects", {})).world(), function="node-replacer")
 
@@ -516,11 +517,13 @@ async def test_finds_what_has_been_ill_for_long_enough_and_cordons_that_are_left
     assert await found(node(condition(status="True"), ours=True)) == [(NAME, f"cordon/{RECORD}")]
 
 
-def treatment(action: str = "", ago: timedelta = 20 * MINUTE, pool: Pool | None = None) -> Treatment:
+def treatment(
+    action: str = "", ago: timedelta = 20 * MINUTE, pool: Pool | None = None, steps: tuple[Taken, ...] = ()
+) -> Treatment:
     body = node_view(node())
     owner = owner_of(pool or Pool("blue", "karpenter.sh/nodepool"))
     whole = Owner(**Target.of(owner.ref).model_dump())
-    return Treatment(body.ref, whole, NOW - ago, 10 * MINUTE, action=action)
+    return Treatment(body.ref, whole, NOW - ago, 10 * MINUTE, action=action, steps=steps)
 
 
 async def verdict(body: JSON | None, about: Treatment, **more: JSON) -> Any:
@@ -553,10 +556,27 @@ async def test_a_pool_is_whole_when_another_node_has_been_ready_for_the_proof() 
     assert isinstance(await verdict(None, other, **mate(30 * MINUTE, 29 * MINUTE)), Defer)
 
 
+async def test_a_provider_may_make_the_successor_before_the_old_node_goes() -> None:
+    workers = Pool("workers", "")
+    new = {"/api/v1/nodes/new": a_node("new", condition(status="True", ago=14 * MINUTE), pool="", age=15 * MINUTE)}
+    for asked, expected in ((16 * MINUTE, Recovered), (13 * MINUTE, Defer)):
+        steps = (taken("CordonNode", 20 * MINUTE), taken("AskProvider", asked))
+        about = treatment(ago=11 * MINUTE, pool=workers, steps=steps)
+        assert isinstance(await verdict(None, about, **new), expected)
+    # Whose machine we have ended ourselves, what came before is no successor of.
+    deleted = (taken("CordonNode", 20 * MINUTE), taken("DeleteMachine", 11 * MINUTE))
+    about = treatment(ago=11 * MINUTE, pool=workers, steps=deleted)
+    assert isinstance(await verdict(None, about, **new), Defer)
+
+
 async def test_karpenter_need_not_make_a_node_that_no_pod_waits_for() -> None:
     assert isinstance(await verdict(None, treatment()), Recovered)
-    waiting = {"/api/v1/pods/p": a_pod(phase="Pending")}
-    assert isinstance(await verdict(None, treatment(), **waiting), Defer)
+    # It was evicted eleven minutes ago, by a step before the last one.
+    waiting = {"/api/v1/pods/p": a_pod(phase="Pending", age=11 * MINUTE)}
+    about = treatment(ago=10 * MINUTE + 2 * SECOND, steps=(taken("EvictPods", 12 * MINUTE),))
+    assert isinstance(await verdict(None, about, **waiting), Defer)
+    before = {"/api/v1/pods/p": a_pod(phase="Pending", age=13 * MINUTE)}
+    assert isinstance(await verdict(None, about, **before), Recovered)
 
 
 async def test_nothing_is_proven_while_pods_are_bound_to_the_node_that_is_gone() -> None:
