@@ -13,6 +13,7 @@ from kreflex import (
     CUT_OFF,
     MARK,
     OUT_OF_SERVICE,
+    PRESSURES,
     TAINTED,
     AskProvider,
     Backing,
@@ -81,6 +82,8 @@ RECHECK = timedelta(minutes=1)
 # How long a remediator may take to end what it began.
 LEAVING = timedelta(minutes=5)
 RELIEF = "relief"
+# Everybody means the same by these. An event about others that looks well is left to the waker's next round.
+USUAL = frozenset({"Ready", "NetworkUnavailable", *PRESSURES})
 
 
 class NodeReplacerSettings(Settings):
@@ -172,7 +175,7 @@ class Patient:
 async def find(world: World, settings: NodeReplacerSettings) -> AsyncIterator[NodeSignal]:  # noqa: ARG001 - as all
     """Look at every node once: those that are ill for long enough, and those that a remediation has left behind."""
     async for node in world.cluster.nodes():
-        if calm(node):
+        if calm(node) and usual(node):
             continue
         upkeep = await world.upkeep(node)
         found = () if isinstance(upkeep, str) else complaints(node, upkeep)
@@ -441,6 +444,11 @@ def calm(node: Node) -> bool:
     """Tell whether nothing at all is said against a node, and nothing of ours is on it."""
     fine = all(c.status == ("True" if c.type.endswith("Ready") else "False") for c in node.conditions)
     return fine and bool(node.conditions) and MARK not in node.annotations and TAINTED not in node.annotations
+
+
+def usual(node: Node) -> bool:
+    """Tell whether a node has the usual conditions only; of others, a policy may call False an illness, too."""
+    return all(said.type in USUAL for said in node.conditions)
 
 
 def ours(node: Node, note: str, function: str) -> str:

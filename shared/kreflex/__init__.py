@@ -17,7 +17,7 @@ from kreflex.records import Taken
 from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal
-from kreflex.upkeep import Rung, Upkeep
+from kreflex.upkeep import PRESSURES, Rung, Upkeep
 from kreflex.views import Container, Pod, Ref, Workload
 from kreflex.world import Treatment, World
 
@@ -25,6 +25,7 @@ __all__ = [
     "CUT_OFF",
     "MARK",
     "OUT_OF_SERVICE",
+    "PRESSURES",
     "TAINTED",
     "AskProvider",
     "Backing",

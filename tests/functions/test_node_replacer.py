@@ -505,8 +505,8 @@ async def test_a_machine_is_deleted_by_its_owner_s_rules() -> None:
 # What is found, and what is proven
 
 
-async def found(*bodies: JSON) -> list[tuple[str, str]]:
-    cluster = world(bodies[0])
+async def found(body: JSON, upkeep: JSON | None = None) -> list[tuple[str, str]]:
+    cluster = world(body, upkeep=upkeep)
     return [(one.name, one.episode) async for one in find(cluster, NodeReplacerSettings())]
 
 
@@ -515,6 +515,13 @@ async def test_finds_what_has_been_ill_for_long_enough_and_cordons_that_are_left
     assert await found(node(condition(ago=MINUTE))) == []
     assert await found(node(condition(status="True"))) == []
     assert await found(node(condition(status="True"), ours=True)) == [(NAME, f"cordon/{RECORD}")]
+
+
+async def test_finds_what_the_policy_calls_an_illness_though_it_looks_well() -> None:
+    upkeep = {"conditions": [{"type": "GPUHealthy", "status": "False", "for": "1m"}]}
+    body = node(condition(status="True"), condition("GPUHealthy", "False"))
+    assert await found(body, upkeep) == [(NAME, f"GPUHealthy/{stamp(NOW - 6 * MINUTE)}")]
+    assert await found(body) == []
 
 
 def treatment(
