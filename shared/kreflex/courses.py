@@ -19,7 +19,7 @@ from kreflex.audit import log
 from kreflex.decisions import Defer, Refuse, Skip
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.guards import EARLY, Case, Guard, Refusal
-from kreflex.leases import HOLDER
+from kreflex.leases import HOLDER, lease_of
 from kreflex.policy import load_policies
 from kreflex.records import Outcome, Record, Taken
 from kreflex.settings import Settings
@@ -65,7 +65,8 @@ class Courses(Generic[S]):
         now = self._arc.world.now()
         taken = await self._hold(record)
         if taken is not None and not case.action.undo:
-            return await self._arc.refuse(record, Refusal(LEASE, taken, now + _RECHECK, "deferred"))
+            # Written each time: a record that changes gives back what the ledger has just given.
+            return await self._arc.refuse(record, Refusal(LEASE, taken, now + _RECHECK, "deferred"), spent=True)
         claimed = await self._claim_first(record, case)
         with _Held(self._busy, record.uid):
             return await self._run(await self._do(claimed, case))
@@ -229,11 +230,11 @@ class Courses(Generic[S]):
     async def _hold(self, record: Record) -> str | None:
         """Take or renew the node's Lease; tell who has it otherwise."""
         target = record.spec.target
-        return await self._arc.leases.hold(f"node-{target.name}", HOLDER + record.name, _LEASE_LASTS, target.ref)
+        return await self._arc.leases.hold(lease_of(target.name), HOLDER + record.name, _LEASE_LASTS, target.ref)
 
     async def release(self, record: Record) -> None:
         """Give the node's Lease back, if it is this record's."""
-        await self._arc.leases.release(f"node-{record.spec.target.name}", HOLDER + record.name)
+        await self._arc.leases.release(lease_of(record.spec.target.name), HOLDER + record.name)
 
     def _told(self, record: Record, outcome: Outcome, because: str, changed: Record | None = None) -> Result:
         return self._arc.result(record, outcome, because, changed)

@@ -13,6 +13,7 @@ from kreflex.cluster import Reader
 from kreflex.durations import show_duration
 from kreflex.errors import KreflexError
 from kreflex.fleet import AT_WORK, hands_off
+from kreflex.leases import HOLDER, lease_of, taken
 from kreflex.ledger import Ledger, Request
 from kreflex.others import at_work
 from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
@@ -217,6 +218,21 @@ class Fleet:
 
 
 @dataclass(frozen=True)
+class Unleased:
+    """Leaves a node alone that another holds the Lease of; asked before the ledger, for who waits spends nothing."""
+
+    reader: Reader
+    name: ClassVar[str] = "Lease"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """Ours may be held by this very remediation. It is taken when that begins."""
+        if not case.action.leased:
+            return None
+        because = await taken(self.reader, lease_of(case.action.target.name), HOLDER + case.record.name)
+        return Refusal(self.name, because, case.now + AT_WORK, "deferred") if because else None
+
+
+@dataclass(frozen=True)
 class CalmEnough:
     """Refuses during a storm: so many faults at once have one cause, and it is not in the pods."""
 
@@ -352,6 +368,7 @@ def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...
         NotUseless(ledger),
         BlastRadius(),
         Fleet(reader),
+        Unleased(reader),
         CalmEnough(reader),
         BudgetLeft(metrics),
         Approved(),

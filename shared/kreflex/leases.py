@@ -47,6 +47,31 @@ RBAC = (
 )
 
 
+def lease_of(node: str) -> str:
+    """Name the Lease of a node."""
+    return f"node-{node}".lower()
+
+
+async def taken(reader: Reader, name: str, holder: str) -> str | None:
+    """Tell in words who else holds a Lease now, without a write; None if nobody does, or nobody can tell."""
+    try:
+        body = await reader.get(f"{_PATH}/{name}")
+    except OutageError as error:
+        if error.status != 403:
+            raise
+        # Whoever takes it is told what is missing.
+        return None
+    return _by_another((body or {}).get("spec") or {}, name, holder, reader.now())
+
+
+def _by_another(spec: JSON, name: str, holder: str, now: datetime) -> str | None:
+    until = _valid_until(spec, now)
+    if until is None or spec.get("holderIdentity") == holder:
+        return None
+    who = spec.get("holderIdentity") or "somebody"
+    return f"{who} is at work on it until {until:%H:%M:%S} UTC, by Lease {NAMESPACE}/{name}"
+
+
 class Leases:
     """Takes, renews and gives back the Leases of nodes."""
 
@@ -58,7 +83,7 @@ class Leases:
         """Take a Lease, or renew our own; tell in words why it can't be had. With its node, it goes when that goes."""
         for _ in range(_TRIES):
             try:
-                return await self._hold(name.lower(), holder, duration, node)
+                return await self._hold(name, holder, duration, node)
             except ConflictError:
                 # Somebody was quicker: look who.
                 continue
@@ -82,8 +107,7 @@ class Leases:
         until = _valid_until(spec, now)
         if spec.get("holderIdentity") != holder:
             if until is not None:
-                who = spec.get("holderIdentity") or "somebody"
-                return f"{who} is at work on it until {until:%H:%M:%S} UTC, by Lease {NAMESPACE}/{name}"
+                return _by_another(spec, name, holder, now)
             spec = {**spec, "leaseTransitions": spec.get("leaseTransitions", 0) + 1, "acquireTime": None}
         elif until is not None and until >= now + duration:
             return None
@@ -96,7 +120,7 @@ class Leases:
         """Give a Lease back, if it is ours; it is deleted, as medik8s does."""
         for _ in range(_TRIES):
             try:
-                return await self._release(f"{_PATH}/{name.lower()}", holder)
+                return await self._release(f"{_PATH}/{name}", holder)
             except GoneError:
                 return None
             except ConflictError:

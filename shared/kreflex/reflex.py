@@ -505,8 +505,15 @@ class Arc(Generic[S]):
         return await self.records.change(record, now, due_at=until, verdict_reason=because[:1000])
 
     async def refuse(
-        self, record: Record, refusal: Refusal, policies: Policies | None = None, asked: Effective | None = None
+        self,
+        record: Record,
+        refusal: Refusal,
+        policies: Policies | None = None,
+        asked: Effective | None = None,
+        *,
+        spent: bool = False,
     ) -> Result:
+        """Write down why nothing is done now; what is known already is written only if an admission was `spent`."""
         policies = policies or await load_policies(self.reader)
         stamp = policies.stamp(self.reflex.name, record.namespace)
         status, now = record.status, self.world.now()
@@ -517,7 +524,7 @@ class Arc(Generic[S]):
             refusal.plan_hash,
         )
         waits = status.due_at is not None and status.due_at > now
-        if same and status.policy == stamp and (waits or refusal.until - now < _WORTH_A_WRITE):
+        if same and not spent and status.policy == stamp and (waits or refusal.until - now < _WORTH_A_WRITE):
             return Result(str(record), refusal.outcome, refusal.because)
         record = await self.records.change(
             record,

@@ -22,6 +22,7 @@ from tests import kit
 
 assert replacer.main is not None
 HOME = "kreflex-system"
+LEDGER = f"/api/v1/namespaces/{HOME}/configmaps/kreflex-ledger"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
 RECORDS = f"/apis/kreflex.dev/v1alpha1/namespaces/{HOME}/remediations"
 POLICY = "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies/nodes"
@@ -476,6 +477,9 @@ async def test_a_node_that_another_actor_holds_is_not_touched_until_it_lets_go(f
         waits = await woken(farm, replacer_, name)
         assert (waits["status"]["phase"], waits["status"]["guard"]) == ("Open", "Lease")
         assert "NodeHealthCheck-workers" in waits["status"]["reason"]
+        # Told again, it waits as before: it holds no place among those in flight, and its pool does not rest for it.
+        assert (await woken(farm, replacer_, name))["metadata"] == waits["metadata"]
+        assert waits["metadata"]["uid"] not in (await farm.plane.api.get(LEDGER)).get("data", {}).get("entries", "")
         assert farm.touched(name) == []
         await farm.plane.api.delete(f"{LEASES}/node-{name}")
         await woken(farm, replacer_, name)

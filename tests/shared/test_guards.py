@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kreflex import EvictPod, Ref
+from kreflex import CordonNode, EvictPod, Ref, owner_of
 from kreflex.guards import (
     RECHECK,
     Approved,
@@ -22,6 +22,7 @@ from kreflex.guards import (
     NotUseless,
     Paused,
     Refusal,
+    Unleased,
     Usable,
     guards,
     guards_of_steps,
@@ -43,6 +44,7 @@ from tests.values import (
     an_empty_ledger,
     objects,
     stamp,
+    the_node,
     the_pod,
     the_workload,
 )
@@ -81,6 +83,7 @@ def test_the_guards_are_asked_in_the_order_of_the_design() -> None:
         NotUseless,
         BlastRadius,
         Fleet,
+        Unleased,
         CalmEnough,
         BudgetLeft,
         Approved,
@@ -371,6 +374,23 @@ async def test_an_approval_that_ends_later_is_for_all_of_what_it_has_begun() -> 
         begun = case.record.status.model_copy(update={"phase": "Acting", "begun_at": NOW - began})
         refusal = await refused(Approved(), replace(case, record=replace(case.record, status=begun)))
         assert (refusal and refusal[0]) == expected
+
+
+async def test_a_node_that_another_holds_is_left_alone_and_our_own_lease_does_not_count() -> None:
+    node = the_node()
+    action = CordonNode("it is ill", node=node, pool=owner_of(node.pool()))
+    path = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases/node-blue-1"
+    for holder, because in (
+        ("nhc", "nhc is at work on it until 12:01:00 UTC, by Lease medik8s-leases/node-blue-1"),
+        (f"kreflex/{RECORD}", None),
+    ):
+        spec = {"holderIdentity": holder, "leaseDurationSeconds": 60, "renewTime": stamp(NOW)}
+        guard = Unleased(CannedApi({path: {"spec": spec}}).world().cluster)
+        refusal = await guard.refuses(replace(a_case(), action=action))
+        assert (refusal and refusal.because) == because
+        assert refusal is None or (refusal.guard, refusal.outcome) == ("Lease", "deferred")
+        assert await guard.refuses(a_case()) is None
+    assert await Unleased(CannedApi().world().cluster).refuses(replace(a_case(), action=action)) is None
 
 
 def test_before_each_step_of_what_has_begun_is_asked_whether_people_still_allow_it() -> None:
