@@ -333,10 +333,12 @@ class Trial:
         return await scenario.healed(plane, where, ill)
 
     def _ends(self) -> tuple[list[End], ...]:
-        trouble, usual = self._blow, self._case.scenario.end
-        if isinstance(trouble, Mishap) and trouble.orphans:
+        # What lasts, the remediation after it meets, too.
+        blows, usual = [blow for _, blow in self._case.blows], self._case.scenario.end
+        if any(isinstance(blow, Mishap) and blow.orphans for blow in blows):
             return [usual], [], [GONE_END]
-        return ([usual], [UNPROVEN_END]) if isinstance(trouble, Trouble) and trouble.lasting else ([usual],)
+        lasting = any(isinstance(blow, Trouble) and blow.lasting for blow in blows)
+        return ([usual], [UNPROVEN_END]) if lasting else ([usual],)
 
 
 # The record was deleted, and made anew by a request that arrived when the pod was gone.
