@@ -79,6 +79,8 @@ SECOND = timedelta(seconds=1)
 # How soon a drain is looked at again, and how soon a PodDisruptionBudget is asked again.
 GLANCE, RETRY = timedelta(seconds=1), timedelta(seconds=2)
 RECHECK = timedelta(minutes=1)
+# No event tells that a Cluster is no longer paused, or that a pod that blocked has gone.
+AGAIN = timedelta(minutes=5)
 # How long a remediator may take to end what it began.
 LEAVING = timedelta(minutes=5)
 RELIEF = "relief"
@@ -397,7 +399,7 @@ def evict(patient: Patient, pods: tuple[Pod, ...], most: int, label: str = "") -
 async def give_up(patient: Patient, cause: str, because: str) -> Step | Refuse:
     """Undo what can be undone, then leave the node to people."""
     undo = await take_back(patient, because)
-    return undo or Refuse(because, cause, episode=patient.episode)
+    return undo or Refuse(because, cause, AGAIN, patient.episode)
 
 
 async def take_back(patient: Patient, because: str) -> Step | None:

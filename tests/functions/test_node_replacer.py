@@ -268,7 +268,7 @@ async def test_a_drain_whose_time_is_over_is_given_up_uncordoned_first() -> None
     uncordoned = course(taken("CordonNode", 15 * MINUTE), undone, begun=15 * MINUTE)
     refused = await decision(node(condition()), a_pod(), course=uncordoned)
     because = "1 pods are left on blue-1 after 15m; blue-1: Ready is False for 6m"
-    assert refused == Refuse(because, "GaveUp", episode=refused.episode)
+    assert refused == Refuse(because, "GaveUp", 5 * MINUTE, refused.episode)
 
 
 async def test_a_drain_whose_time_is_over_is_forced_if_the_policy_says_so() -> None:
