@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kreflex.guards import OPT_OUT
 from kreflex.leases import NAMESPACE as LEASES
 from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
 from kreflex.rights import HOME, Rights, all_rights, rbac, render
@@ -128,11 +129,14 @@ def _unchanged(fields: set[str], notes: set[str]) -> Check:
 
 
 def _noted(notes: set[str]) -> Iterable[str]:
-    """Let an action leave a note of ours on what it changes, and those of others that are named, and no other."""
+    """Let an action leave a note of ours on what it changes, and those of others that are named, and no other.
+
+    Who has opted out has not done so by us, and we don't take it back.
+    """
     named = f" || k in {sorted(notes)!r}" if notes else ""
     for one in ("object", "oldObject"):
         yield (
-            f"{one}.metadata.?annotations.orValue({{}}).all(k, k.startsWith('{GROUP}/'){named}"
+            f"{one}.metadata.?annotations.orValue({{}}).all(k, k.startsWith('{GROUP}/') && k != '{OPT_OUT}'{named}"
             " || object.metadata.?annotations[?k] == oldObject.metadata.?annotations[?k])"
         )
 

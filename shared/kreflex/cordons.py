@@ -49,10 +49,16 @@ _OURS_TO_TAINT = Check(
     ),
     f"{OUT_OF_SERVICE} is set with the annotation {TAINTED}, and removed only if it is there",
 )
+_OFF = Check(
+    f"{_TAINTS['oldObject']}.exists(t, t.key == '{OUT_OF_SERVICE}')"
+    f" || !{_TAINTS['object']}.exists(t, t.key == '{OUT_OF_SERVICE}')"
+    " || !oldObject.?status.?conditions.orValue([]).exists(c, c.type == 'Ready' && c.status == 'True')",
+    f"a node that is Ready is not {OUT_OF_SERVICE}",
+)
 _CORDONS = (Rule("", "nodes", "patch", "cluster", fields=("spec.unschedulable",), checks=(_OURS_TO_CORDON,)),)
 _TAINTS_NODES = (
     Rule("", "nodes", "get", "cluster"),
-    Rule("", "nodes", "patch", "cluster", fields=("spec.taints",), checks=(_ONLY_OUT_OF_SERVICE, _OURS_TO_TAINT)),
+    Rule("", "nodes", "patch", "cluster", fields=("spec.taints",), checks=(_ONLY_OUT_OF_SERVICE, _OURS_TO_TAINT, _OFF)),
 )
 
 

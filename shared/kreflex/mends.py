@@ -160,10 +160,11 @@ class MakeRemediation(NodeStep):
                 **({_CONTROL_PLANE: ""} if self.node.control_plane else {}),
             },
         }
-        # Self Node Remediation takes a Machine among the owners for the sign of another way of being asked.
-        if machine is not None and template.kind == _METAL3:
-            owner = {"apiVersion": machine.api_version, "kind": machine.kind, "name": machine.name, "uid": machine.uid}
-            meta["ownerReferences"] = [owner]
+        # It goes with its owner: one that is left behind would be about the next node of this name. A Machine as owner
+        # is for Self Node Remediation the sign of another way of being asked.
+        owner = machine if machine is not None and template.kind == _METAL3 else self.target
+        named = {"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}
+        meta["ownerReferences"] = [named]
         return {"apiVersion": template.api_version, "kind": _kind(template), "metadata": meta, "spec": spec}
 
 

@@ -316,13 +316,25 @@ async def test_the_cordon_of_another_record_is_not_undone(lab: Lab) -> None:
         ({"spec": {"unschedulable": True}}, "a node is cordoned with the annotation"),
         ({"spec": {"taints": [{"key": "mine", "effect": "NoExecute"}]}}, "of the taints, only node.kubernetes.io"),
         ({"spec": {"taints": [OUT]}}, "is set with the annotation kreflex.dev/out-of-service"),
+        (
+            {"metadata": {"annotations": {TAINTED: OURS}}, "spec": {"taints": [OUT]}},
+            "a node that is Ready is not node.kubernetes.io/out-of-service",
+        ),
+        (
+            {"metadata": {"annotations": {"kreflex.dev/opt-out": "false"}}},
+            "only spec.taints, spec.unschedulable may change",
+        ),
+        (
+            {"metadata": {"annotations": {"kreflex.dev/opt-out": None}}},
+            "only spec.taints, spec.unschedulable may change",
+        ),
         ({"metadata": {"labels": {"mine": "yes"}}}, "only spec.taints, spec.unschedulable may change"),
         ({"metadata": {"annotations": {"mine": "yes"}}}, "only spec.taints, spec.unschedulable may change"),
         ({"spec": {"podCIDR": "10.0.0.0/24"}}, "only spec.taints, spec.unschedulable may change"),
     ],
 )
 async def test_admission_lets_nothing_else_of_a_node_change(lab: Lab, body: kit.Json, why: str) -> None:
-    name = await lab.node()
+    name = await lab.node(annotations={"kreflex.dev/opt-out": "true"})
     with pytest.raises(DeniedError, match=why):
         await lab.writer.merge(f"/api/v1/nodes/{name}", body)
     assert lab.writes(name) == []
@@ -998,7 +1010,9 @@ async def test_a_remediation_is_made_from_its_template_with_our_mark(lab: Lab, t
         MARK: OURS,
     }
     assert "remediation.medik8s.io/isControlPlaneNode" in made["metadata"]["labels"]
-    assert "ownerReferences" not in made["metadata"]
+    # When the node goes, it goes, too: the next node of this name may be well.
+    owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": (await lab.read(name)).ref.uid}
+    assert made["metadata"]["ownerReferences"] == [owner]
 
     told = await lab.act(MakeRemediation, name, template=template)
     assert told == f"SelfNodeRemediation medik8s/{name} was there already"
