@@ -239,7 +239,9 @@ class Mirror:
         answer = await self.api.get(self.path)
         self.lines = {thing["metadata"]["uid"]: self._render(thing) for thing in answer["items"]}
         self.complete = True
-        async for event in self.api.watch(self.path, resourceVersion=answer["metadata"]["resourceVersion"]):
+        # Listed anew each minute: a connection that is lost without a word must not keep old figures for ever.
+        version = answer["metadata"]["resourceVersion"]
+        async for event in self.api.watch(self.path, resourceVersion=version, timeoutSeconds="60"):
             self._take(event["type"], event["object"])
 
     def _take(self, kind: str, thing: Thing) -> None:
