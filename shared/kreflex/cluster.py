@@ -12,7 +12,9 @@ import json
 import math
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -362,6 +364,20 @@ class Reader:
         return workload_view(body) if body is not None and _selects(body, pod) else None
 
 
+# Until when who acts has the record for himself: a process that was stopped in the middle must not go on after that.
+ACT_UNTIL: ContextVar[datetime | None] = ContextVar("ACT_UNTIL", default=None)
+
+
+@contextmanager
+def acting_until(deadline: datetime | None) -> Iterator[None]:
+    """Let nothing be written by what runs in this context after the deadline, by the API server's time."""
+    before = ACT_UNTIL.set(deadline)
+    try:
+        yield
+    finally:
+        ACT_UNTIL.reset(before)
+
+
 class Writer:
     """Changes the cluster: what the core does for a function."""
 
@@ -370,16 +386,24 @@ class Writer:
 
     async def create(self, path: str, body: JSON) -> JSON:
         """Create an object; raises ConflictError if it exists."""
-        return await self._transport.send("POST", path, body)
+        return await self._send("POST", path, body)
 
     async def replace(self, path: str, body: JSON) -> JSON:
         """Replace an object as it was read; raises ConflictError if somebody changed it since."""
-        return await self._transport.send("PUT", path, body)
+        return await self._send("PUT", path, body)
 
     async def merge(self, path: str, body: JSON) -> JSON:
         """Merge fields into an object; with `metadata.resourceVersion` only into the one that was read."""
-        return await self._transport.send("PATCH", path, body, kind="merge-patch+json")
+        return await self._send("PATCH", path, body, kind="merge-patch+json")
 
     async def delete(self, path: str, body: JSON) -> None:
         """Delete an object under the preconditions that `body` (DeleteOptions) states."""
-        await self._transport.send("DELETE", path, body)
+        await self._send("DELETE", path, body)
+
+    async def _send(self, method: str, path: str, body: JSON, kind: str = "json") -> JSON:
+        until = ACT_UNTIL.get()
+        if until is not None and self._transport.clock.now() >= until:
+            raise UnavailableError(
+                f"{method} {path} was left undone: the attempt took too long, others may be at it now"
+            )
+        return await self._transport.send(method, path, body, kind=kind)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kreflex.actions import Action, BlockedError
 from kreflex.audit import log
+from kreflex.cluster import acting_until
 from kreflex.decisions import Defer, Refuse, Skip
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.guards import EARLY, Case, Guard, Refusal
@@ -140,7 +141,8 @@ class Courses(Generic[S]):
         if record.status.deadline is None or now >= record.status.deadline:
             raise UnavailableError(f"the attempt on {record} took too long to begin; it is open to others now")
         try:
-            note = await action.apply(self._arc.writer, self._arc.reader, record.name)
+            with acting_until(record.status.deadline):
+                note = await action.apply(self._arc.writer, self._arc.reader, record.name)
         except (ConflictError, GoneError) as error:
             log.info("course.changed", record=str(record), error=str(error))
             return record

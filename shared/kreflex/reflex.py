@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from kreflex import trace
 from kreflex.actions import ACTIONS, Action, BlockedError
 from kreflex.audit import Announcer, log
-from kreflex.cluster import Reader, Transport, Writer
+from kreflex.cluster import Reader, Transport, Writer, acting_until
 from kreflex.courses import END, Courses, patience, signal_of
 from kreflex.dealt import Dealt
 from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
@@ -379,7 +379,8 @@ class Arc(Generic[S]):
         if record.status.deadline is None or self.world.now() >= record.status.deadline:
             raise BusyError(f"the attempt on {record} took too long to begin; it is open to others now")
         try:
-            await action.apply(self.writer, self.reader)
+            with acting_until(record.status.deadline):
+                await action.apply(self.writer, self.reader)
         except GoneError:
             return await self.close(_undone(record, case), "it went away by itself", gone=True)
         except ConflictError:

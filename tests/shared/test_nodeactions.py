@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from kreflex.actions import ACTIONS, BlockedError
+from kreflex.cluster import acting_until
 from kreflex.cordons import CordonNode, TaintOutOfService, UncordonNode, UntaintNode
 from kreflex.drains import EvictPods, RestartNetworkPod, evictable, network_pods
 from kreflex.errors import ApiError, DeniedError, GoneError, ThrottledError, UnavailableError
@@ -21,7 +22,7 @@ from kreflex.nodes import owner_of
 from kreflex.providers import REQUESTED, AskProvider
 from kreflex.upkeep import Drain, Template
 from kreflex.views import JSON, Pod, Ref, pod_view
-from tests.values import CART_SET, CannedApi, a_pod, says, the_node
+from tests.values import CART_SET, NOW, CannedApi, a_pod, says, the_node
 
 DAEMON = Ref("apps/v1", "DaemonSet", "kube-system", "kube-proxy", "uid-proxy")
 STATEFUL = Ref("apps/v1", "StatefulSet", "shop", "db", "uid-db")
@@ -84,6 +85,27 @@ def test_steps_of_the_same_kind_for_different_ends_have_different_names() -> Non
     assert on(EvictPods, pods=()).step_name == "EvictPods"
     assert on(EvictPods, pods=(), label="relief").step_name == "EvictPods relief"
     assert on(MakeRemediation, template=SNR).step_name == "MakeRemediation Snr"
+
+
+async def test_a_process_that_was_stopped_in_the_middle_does_not_go_on_after_its_time() -> None:
+    path = "/apis/karpenter.sh/v1/nodeclaims/blue-x"
+    api = Stopped({path: {"metadata": {"uid": "uid-x", "resourceVersion": "8"}}})
+    reader, writer = api.pair()
+    late = on(DeleteNodeClaim, claim=CLAIM, deadline=NOW)
+    with acting_until(NOW + timedelta(seconds=30)), pytest.raises(UnavailableError, match="others may be at it now"):
+        await late.apply(writer, reader)
+    assert api.writes == [f"PATCH {path}"]
+    await late.apply(writer, reader)
+    assert api.writes[-1] == f"DELETE {path}"
+
+
+class Stopped(CannedApi):
+    """Whoever calls it is stopped for a minute while it answers."""
+
+    async def send(self, method: str, path: str, body: JSON | None = None, **options: Any) -> JSON:
+        answer = await super().send(method, path, body, **options)
+        self.watch.moment = NOW + timedelta(minutes=1)
+        return answer
 
 
 # Which pods
