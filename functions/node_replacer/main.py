@@ -187,24 +187,7 @@ async def find(world: World, settings: NodeReplacerSettings) -> AsyncIterator[No
             yield NodeSignal(node.name, node.ref.uid, "a remediation has left its mark", episode=left_behind(node))
 
 
-async def decide(
-    signal: NodeSignal, world: World, settings: NodeReplacerSettings
-) -> (
-    AskProvider
-    | CordonNode
-    | DeleteMachine
-    | DeleteNodeClaim
-    | EndRemediation
-    | EvictPods
-    | MakeRemediation
-    | RestartNetworkPod
-    | TaintOutOfService
-    | UncordonNode
-    | UntaintNode
-    | Defer
-    | Refuse
-    | Skip
-):
+async def decide(signal: NodeSignal, world: World, settings: NodeReplacerSettings) -> Step | Defer | Refuse | Skip:
     """Take the next step towards a node that is well, or that another has taken the place of."""
     if signal.seen is not None and signal.course is None and calm(signal.seen):
         return Skip("the event shows a node that nothing is said against")
