@@ -5,6 +5,7 @@ A part of the matrix, on a control plane of its own; `python -m bench faults --o
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 
@@ -36,14 +37,6 @@ KILLS: tuple[Blow, ...] = ("before", "after")
 STOPS: tuple[Blow, ...] = (Halt("after"), Halt("before"))
 
 
-@pytest.fixture(scope="module")
-async def on(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    """A control plane of its own: there is nobody who would disturb the nodes."""
-    home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "node_replacer")
-    async with rig.cluster(home, options=faults.PATIENT, folders=folders) as plane, stage(plane) as made:
-        yield made
-
-
 def at(step: str) -> Point:
     """The write of this name."""
     name, _, turn = step.partition(" (")
@@ -56,35 +49,58 @@ def struck(scenario: Scenario, steps: Sequence[str], blows: Sequence[Blow]) -> l
     return [Case(scenario, at(step), blow, 2 if isinstance(blow, Halt) else 1) for step, blow in turns]
 
 
-async def same_end(on: Stage, courses: Sequence[Course]) -> None:
-    """All is as in a remediation that nobody disturbs, by the records, the ledger and the audit log."""
-    found = await faults.judge(on, courses)
-    assert found["different"] == {}
-    assert (found["second_disruptions"], found["second_steps"]) == (0, 0)
-    assert found["not_met"] == []
+CASES = [
+    *struck(REPLACER, COURSE, KILLS),
+    *struck(REPLACER, COURSE, STOPS),
+    *struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before")),
+    *struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before")),
+    *struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after"))),
+    *struck(FULL, ("uncordon", "release", "Done"), ("after", "before")),
+]
+OFTEN = Case(REPLACER, replicas=2, event="often")
 
 
-async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(on: Stage) -> None:
-    cases = struck(REPLACER, COURSE, KILLS) + struck(REPLACER, COURSE, STOPS)
-    # Most of the time each of them waits.
-    await same_end(on, await faults.run_all(on, faults.in_turn(cases), width=12))
+@dataclass(frozen=True)
+class Played:
+    """What became of all the cases, which were played at once: most of the time each of them waits."""
+
+    on: Stage
+    courses: list[Course]
+
+    async def same_end(self, *scenarios: Scenario) -> None:
+        """All is as in a remediation that nobody disturbs, by the records, the ledger and the audit log."""
+        found = await faults.judge(self.on, [one for one in self.courses if one.case.scenario in scenarios])
+        assert found["different"] == {}
+        assert (found["second_disruptions"], found["second_steps"]) == (0, 0)
+        assert found["not_met"] == []
 
 
-async def test_what_was_begun_is_taken_back_once_whatever_is_killed_or_stopped(on: Stage) -> None:
-    healing = struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before"))
-    late = struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after")))
-    given_up = struck(FULL, ("uncordon", "release", "Done"), ("after", "before"))
-    await same_end(on, await faults.run_all(on, faults.in_turn([*healing, *late, *given_up])))
+@pytest.fixture(scope="module")
+async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Played]:
+    """A control plane of its own: there is nobody else who would disturb the nodes."""
+    home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "node_replacer")
+    async with rig.cluster(home, options=faults.PATIENT, folders=folders) as plane, stage(plane) as on:
+        yield Played(on, await faults.run_all(on, [OFTEN, *faults.in_turn(CASES)], width=20))
 
 
-async def test_a_silent_node_is_replaced_once_and_each_of_its_pods_is_asked_to_go_once(on: Stage) -> None:
-    cases = struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before"))
-    await same_end(on, await faults.run_all(on, faults.in_turn(cases)))
+async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(played: Played) -> None:
+    await played.same_end(REPLACER)
 
 
-async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_once(on: Stage) -> None:
-    (often,) = await faults.run_all(on, [Case(REPLACER, replicas=2, event="often")])
-    await same_end(on, [often])
+async def test_a_silent_node_is_replaced_once_and_each_of_its_pods_is_asked_to_go_once(played: Played) -> None:
+    await played.same_end(SILENT)
+
+
+async def test_a_node_that_heals_meanwhile_is_uncordoned_once_and_kept(played: Played) -> None:
+    await played.same_end(HEALS_EARLY, HEALS_LATE)
+
+
+async def test_a_node_that_can_not_be_emptied_is_uncordoned_once_and_left_to_people(played: Played) -> None:
+    await played.same_end(FULL)
+
+
+async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_once(played: Played) -> None:
+    (often,) = [one for one in played.courses if one.case == OFTEN]
     steps = [{step["action"]: step["count"] for step in record["status"]["steps"]} for record in often.records]
     assert len(often.records) == len(often.ill)
     assert all(one["CordonNode"] == one["DeleteNodeClaim"] == 1 for one in steps)
