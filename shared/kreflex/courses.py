@@ -35,8 +35,6 @@ S = TypeVar("S", bound=Settings)
 END: ContextVar[float] = ContextVar("END")
 CUT_OFF = "cut off while it was done"
 LEASE, CHANGED = "Lease", "Changed"
-# Renewed in each call, given back at the end, and not for long in the way of others if we die before.
-_LEASE_LASTS = timedelta(minutes=10)
 _RECHECK = timedelta(minutes=1)
 _AGAIN = timedelta(seconds=5)
 _SHORTEST = timedelta(milliseconds=200)
@@ -46,6 +44,9 @@ _RESERVE = 2.0
 _SOON = timedelta(seconds=5)
 _STUMBLES = 5
 _BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
+# Renewed in each call, so longer than the longest wait and the waker's round; not for long in the way of others if we
+# die before it is given back.
+_LEASE_LASTS = _BLOCKED_MOST + timedelta(minutes=2)
 _SLACK = timedelta(seconds=1)
 
 
