@@ -6,13 +6,14 @@ A Node object is never deleted by itself: its machine would run on, and whoever 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar
 
 from kreflex.actions import register
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import ConflictError, OutageError
+from kreflex.errors import ConflictError, GoneError, OutageError
 from kreflex.nodeactions import NodeAction
 from kreflex.nodes import KARPENTER_POOL, Node
 from kreflex.rule import Check, Rule
@@ -293,10 +294,11 @@ class _Replace(NodeAction):
             return f"{ref} is on its way out already"
         if self.behind.held:
             raise ConflictError(f"{ref} must be left alone: {self.behind.held}", 409)
-        if notes:
-            noted = {"uid": ref.uid, "resourceVersion": version, "annotations": notes}
-            version = (await writer.merge(self._where, {"metadata": noted}))["metadata"]["resourceVersion"]
         await writer.delete(self._where, {"preconditions": {"uid": ref.uid, "resourceVersion": version}})
+        # Not before: a kill between the two must leave no bound on what lives on. Who drains reads it again and again.
+        if notes:
+            with suppress(GoneError):
+                await writer.merge(self._where, {"metadata": {"uid": ref.uid, "annotations": notes}})
         return f"{ref} is deleted"
 
     @staticmethod
@@ -328,7 +330,7 @@ class DeleteNodeClaim(_Replace):
         return self.claim
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing to undo
-        """Bound the drain, and delete the claim that was read; an earlier bound stays."""
+        """Delete the claim that was read, and bound its drain; an earlier bound stays."""
         set_, until = self.claim.drain_until, self.deadline
         tighter = until is not None and (set_ is None or until < set_)
         return await self._delete(writer, {DRAIN_UNTIL: _show(until)} if until and tighter else {})
