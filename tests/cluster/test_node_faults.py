@@ -54,8 +54,7 @@ CASES = [
     *struck(REPLACER, COURSE, STOPS),
     *struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before")),
     *struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before")),
-    # So long that the other replica has done it all by then.
-    *struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before", 25.0), Halt("after"))),
+    *struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after"))),
     *struck(FULL, ("uncordon", "release", "Done"), ("after", "before")),
 ]
 OFTEN = Case(REPLACER, replicas=2, event="often")
