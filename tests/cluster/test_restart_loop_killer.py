@@ -185,7 +185,8 @@ async def test_a_record_tells_the_whole_story(here: kit.Place, arc: Arc[Any]) ->
 
     record = await the_record(here)
     spec, status = record["spec"], record["status"]
-    assert record["metadata"]["labels"] == {"kreflex.dev/function": "restart-loop-killer"}
+    labels = {"kreflex.dev/function": "restart-loop-killer", "kreflex.dev/target": pod["metadata"]["uid"]}
+    assert record["metadata"]["labels"] == labels
     assert (spec["target"]["kind"], spec["target"]["uid"]) == ("Pod", uid(pod))
     assert (spec["owner"]["kind"], spec["owner"]["name"]) == ("Deployment", "shop")
     assert spec["owner"]["templateHash"] == pod["metadata"]["labels"]["pod-template-hash"]
