@@ -156,9 +156,10 @@ class Switch:
 
 
 def place_of(item: Json) -> str:
-    """The namespace of the case that a waker's item belongs to; nodes and their records bear its name."""
-    named = _PLACE.search(item["name"])
-    return named[0] if named else str(item["namespace"])
+    """The namespace of the case that a waker's item belongs to; nodes, and their records elsewhere, bear its name."""
+    namespace = str(item.get("namespace", ""))
+    named = None if _PLACE.fullmatch(namespace) else _PLACE.search(item["name"])
+    return named[0] if named else namespace
 
 
 async def post(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: bytes) -> Said:
