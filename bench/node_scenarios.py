@@ -39,7 +39,8 @@ def a_pool(drain: str = "10m", notes: dict[str, str] | None = None, spare: int =
 
     async def make(on: Stage, where: str) -> list[Json]:
         await _set_policy(on.plane, where, drain)
-        names = sorted(await on.cloud.pool(where, SIZE))
+        async with on.building:
+            names = sorted(await on.cloud.pool(where, SIZE))
         await _fill(on.plane, where, notes or {}, spare)
         return [await on.plane.api.get(f"/api/v1/nodes/{name}") for name in names]
 

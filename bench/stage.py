@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,7 @@ FUNCTIONS = (rig.FUNCTION, "node-replacer")
 _SETTINGS = {"node_replacer": {"SILENT_AFTER": "2s"}}
 # Who goes on waiting for one process would wake none of the others.
 _PATIENCE = 1.0
+_BUILDERS = 3
 _PLACE = re.compile(r"b-[0-9a-f]{8}")
 # As a Trigger repeats a delivery, but sooner tired.
 PAUSES = (0.2, 0.4, 0.8, 1.6)
@@ -197,6 +198,8 @@ class Stage:
     """The file of the token that all wakers show; it is written once, for it may be read at any moment."""
     turn: asyncio.Lock
     """Held by what happens to the whole cluster."""
+    building: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_BUILDERS))
+    """Held while nodes are made: many at once, each waited for, would be all that the API server does."""
 
     async def wake(self) -> None:
         """Wake the healthy waker again and again."""

@@ -80,7 +80,7 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play
     """A control plane of its own: there is nobody else who would disturb the nodes."""
     home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "node_replacer")
     async with rig.cluster(home, options=faults.PATIENT, folders=folders) as plane, stage(plane) as on:
-        yield Played(on, await faults.run_all(on, [OFTEN, *faults.in_turn(CASES)], width=20))
+        yield Played(on, await faults.run_all(on, [OFTEN, *faults.in_turn(CASES)], width=12))
 
 
 async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(played: Played) -> None:
