@@ -12,9 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
+
 from lab import manifests, nodes
 from lab.api import Api, Refused, eventually
 from lab.cluster import ControlPlane
+from lab.errors import LabError
 
 Json = dict[str, Any]
 CLAIMS = "/apis/karpenter.sh/v1/nodeclaims"
@@ -22,6 +25,7 @@ POOL = "karpenter.sh/nodepool"
 _FINALIZER = "karpenter.sh/termination"
 _LOOK_SECONDS = 0.2
 _OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_AWAY = (LabError, aiohttp.ClientError, TimeoutError, OSError)
 CRD: Json = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -70,26 +74,32 @@ class Cloud:
         return name
 
     async def run(self) -> None:
-        """Look after the claims, for ever."""
+        """Look after the claims, for ever; a cloud bears an API server that is away for a while."""
         ending: set[str] = set()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for claim in (await self.api.get(CLAIMS))["items"]:
-                    if "deletionTimestamp" in claim["metadata"] and claim["metadata"]["uid"] not in ending:
-                        ending.add(claim["metadata"]["uid"])
-                        tasks.create_task(self._end(claim))
+                with contextlib.suppress(*_AWAY):
+                    for claim in (await self.api.get(CLAIMS))["items"]:
+                        if "deletionTimestamp" in claim["metadata"] and claim["metadata"]["uid"] not in ending:
+                            ending.add(claim["metadata"]["uid"])
+                            tasks.create_task(self._end(claim, ending))
                 await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _end(self, claim: Json) -> None:
+    async def _end(self, claim: Json, ending: set[str]) -> None:
         name, pool = claim["metadata"]["name"], claim["metadata"]["labels"][POOL]
-        node = await self.api.find(f"/api/v1/nodes/{name}")
-        if node is not None:
-            await self.api.delete(f"/api/v1/nodes/{name}")
-        with contextlib.suppress(Refused):
-            await self.api.patch(f"{CLAIMS}/{name}", {"metadata": {"finalizers": None}})
+        try:
+            node = await self.api.find(f"/api/v1/nodes/{name}")
+            if node is not None:
+                await self.api.delete(f"/api/v1/nodes/{name}")
+            with contextlib.suppress(Refused):
+                await self.api.patch(f"{CLAIMS}/{name}", {"metadata": {"finalizers": None}})
+        except _AWAY:
+            ending.discard(claim["metadata"]["uid"])
+            return
         if self.replaces:
             zone = claim["status"]["providerID"].split("/")[3]
-            await self.machine(pool, zone)
+            with contextlib.suppress(*_AWAY):
+                await self.machine(pool, zone)
 
 
 @asynccontextmanager
