@@ -297,7 +297,7 @@ class _Replace(NodeAction):
         await writer.delete(self._where, {"preconditions": {"uid": ref.uid, "resourceVersion": version}})
         # Not before: a kill between the two must leave no bound on what lives on. Who drains reads it again and again.
         if notes:
-            with suppress(GoneError):
+            with suppress(GoneError, ConflictError):
                 await writer.merge(self._where, {"metadata": {"uid": ref.uid, "annotations": notes}})
         return f"{ref} is deleted"
 
