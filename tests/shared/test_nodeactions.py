@@ -94,9 +94,9 @@ async def test_a_process_that_was_stopped_in_the_middle_does_not_go_on_after_its
     late = on(DeleteNodeClaim, claim=CLAIM, deadline=NOW)
     with acting_until(NOW + timedelta(seconds=30)), pytest.raises(UnavailableError, match="others may be at it now"):
         await late.apply(writer, reader)
-    assert api.writes == [f"PATCH {path}"]
+    assert api.writes == [f"DELETE {path}"]
     await late.apply(writer, reader)
-    assert api.writes[-1] == f"DELETE {path}"
+    assert api.writes[-1] == f"PATCH {path}"
 
 
 class Stopped(CannedApi):
