@@ -49,7 +49,7 @@ class Shop:
         """The pool's NodeClaims, by the names of their nodes."""
         selector = f"{karpenter.POOL}={self.place.name}"
         items = (await self.plane.api.get(karpenter.NODE_CLAIMS, labelSelector=selector))["items"]
-        return {one["status"].get("nodeName", ""): one for one in items}
+        return {one.get("status", {}).get("nodeName", ""): one for one in items}
 
     async def guarded(self, most: int) -> None:
         """Let so many pods be disrupted at a time, and wait until that holds."""
