@@ -357,12 +357,24 @@ async def test_kubectl_drain_moves_pods_one_by_one_behind_a_budget(
     assert status["readyReplicas"] >= 3
 
 
+async def counts(api: Api, space: str, name: str, healthy: int) -> None:
+    """Wait until a budget has counted its healthy pods."""
+    path = f"/apis/policy/v1/namespaces/{space}/poddisruptionbudgets/{name}"
+
+    async def counted() -> bool:
+        status = (await api.get(path)).get("status", {})
+        return bool(status.get("currentHealthy") == healthy and status.get("observedGeneration"))
+
+    await eventually(counted, f"a budget with {healthy} healthy pods")
+
+
 async def test_kubectl_drain_waits_for_a_budget_that_lets_nothing_go(
     cluster: ControlPlane, api: Api, node: str, space: str
 ) -> None:
     await make(api, space, workloads.deployment("web", 2, spec=tied_to(node)))
     await make(api, space, workloads.budget("web", maxUnavailable=0))
     await runs(api, node, space, {"web"})
+    await counts(api, space, "web", 2)
     with pytest.raises(AssertionError, match="violate the pod's disruption budget"):
         await drain(cluster, node, *ALL, "--timeout=7s")
     assert await apps_on(api, node, space) == {"web"}
