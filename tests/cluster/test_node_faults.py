@@ -51,7 +51,8 @@ def struck(scenario: Scenario, steps: Sequence[str], blows: Sequence[Blow]) -> l
 
 CASES = [
     *struck(REPLACER, COURSE, KILLS),
-    *struck(REPLACER, COURSE, STOPS),
+    # At every second write; the benchmark plays all of them.
+    *struck(REPLACER, COURSE[1::2], STOPS),
     *struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before")),
     *struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before")),
     *struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after"))),
