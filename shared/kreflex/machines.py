@@ -5,6 +5,7 @@ A Node object is never deleted by itself: its machine would run on, and whoever 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -275,9 +276,9 @@ class _Replace(NodeAction):
     past: ClassVar[str] = "Replaced"
 
     @property
+    @abstractmethod
     def behind(self) -> NodeClaim | Machine:
         """What is deleted."""
-        raise NotImplementedError
 
     @property
     def _where(self) -> str:
