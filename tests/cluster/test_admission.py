@@ -253,7 +253,9 @@ async def test_a_namespace_may_say_that_it_is_not_protected(killer: Api, own: Co
     name = "t-unprotected"
     labels = {"kreflex.dev/protected": "false"}
     await own.api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-    await killer.post(*eviction(await a_pod(kit.Place(own, name))))
+    pod = await a_pod(kit.Place(own, name))
+    await killer.post(*eviction(pod))
+    assert kit.evictions(own, name) == [pod["metadata"]["uid"]]
 
 
 async def evicts(signal: PodSignal, world: World, settings: Settings) -> EvictPod | Skip:
@@ -357,6 +359,7 @@ async def test_a_stranger_of_the_same_name_is_left_alone(own: ControlPlane, shop
     stranger = own.api_with(await own.token(WAKER, shop.name))
     async with stranger:
         await stranger.post(f"/api/v1/namespaces/{shop.name}/configmaps", {"metadata": {"name": "mine"}})
+    assert await own.api.find(f"/api/v1/namespaces/{shop.name}/configmaps/mine") is not None
 
 
 # Actions that change fields: of a function that is made up, on objects that are real

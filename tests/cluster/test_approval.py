@@ -201,19 +201,22 @@ async def test_an_approval_wakes_a_record(waits: Plan) -> None:
 # Who is refused
 
 
-def refused(waits: Plan, user: str, words: str, **changed: Any) -> None:
+async def refused(waits: Plan, user: str, words: str, **changed: Any) -> None:
+    """See an approval refused with these words, and the record as it was."""
+    before = (await the_record(waits.here))["spec"]
     with pytest.raises(AssertionError, match=words):
         waits.approve(user, **changed)
+    assert (await the_record(waits.here))["spec"] == before
 
 
 async def test_nobody_approves_without_the_verb(waits: Plan) -> None:
     why = f"bob needs the verb approve on remediations in namespace {waits.here.name}, as ClusterRole kreflex-approver"
-    refused(waits, "bob", why, by="bob")
+    await refused(waits, "bob", why, by="bob")
 
 
 async def test_nobody_approves_in_another_name(waits: Plan) -> None:
-    refused(waits, "ada", "spec.approval.by must be who asks: ada, not bob", by="bob")
-    refused(waits, "bob", "spec.approval.by must be who asks: bob, not ada", by="ada")
+    await refused(waits, "ada", "spec.approval.by must be who asks: ada, not bob", by="bob")
+    await refused(waits, "bob", "spec.approval.by must be who asks: bob, not ada", by="ada")
 
 
 async def test_no_service_account_approves_whatever_it_may(waits: Plan) -> None:
@@ -229,30 +232,30 @@ async def test_no_service_account_approves_whatever_it_may(waits: Plan) -> None:
 
 
 async def test_another_plan_than_the_one_that_waits_is_not_approved(waits: Plan) -> None:
-    refused(waits, "ada", r"planHash must be the plan that waits now", planHash="another")
+    await refused(waits, "ada", r"planHash must be the plan that waits now", planHash="another")
 
 
 async def test_nothing_is_approved_without_a_plan(waits: Plan) -> None:
     async with waits.here.plane.api_with(await waits.here.plane.token("restart-loop-killer", "kreflex-system")) as one:
         await one.patch(f"{waits.path}/status", {"status": {"planHash": None, "guard": "Frozen"}})
-    refused(waits, "ada", "planHash must be the plan that waits now")
+    await refused(waits, "ada", "planHash must be the plan that waits now")
 
 
 @pytest.mark.parametrize("by", [timedelta(minutes=-1), timedelta(hours=25), timedelta(days=3650)])
 async def test_an_approval_is_for_a_day_at_most(waits: Plan, by: timedelta) -> None:
     until = f"{waits.decided + by:{WHEN}}"
-    refused(waits, "ada", r"until must be later than status.decidedAt, and by 24 hours at most", until=until)
+    await refused(waits, "ada", r"until must be later than status.decidedAt, and by 24 hours at most", until=until)
 
 
 @pytest.mark.parametrize("until", ["tomorrow", "2030-01-01T00:00:00", "2030-01-01", "2030-01-01T00:00:00+25:00", 5])
 async def test_an_approval_ends_at_a_time_with_a_zone(waits: Plan, until: Any) -> None:
-    refused(waits, "ada", "until", until=until)
+    await refused(waits, "ada", "until", until=until)
 
 
 async def test_an_approval_is_neither_changed_nor_taken_back(waits: Plan) -> None:
     waits.approve()
     for changed in ({"until": waits.later(hours=2)}, {"planHash": "x"}):
-        refused(waits, "ada", "an approval is neither changed nor taken back; freeze the policy", **changed)
+        await refused(waits, "ada", "an approval is neither changed nor taken back; freeze the policy", **changed)
     gone: kit.Json = {"spec": {"approval": None}}
     with pytest.raises(Refused, match=r"422: .*an approval is neither changed nor taken back; freeze the policy"):
         await waits.here.plane.api.patch(waits.path, gone)
