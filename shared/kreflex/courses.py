@@ -71,7 +71,7 @@ class Courses(Generic[S]):
             return await self._arc.refuse(record, Refusal(LEASE, taken, now + _RECHECK, "deferred"), spent=True)
         claimed = await self._claim_first(record, case)
         with _Held(self._busy, record.uid):
-            return await self._run(await self._do(claimed, case))
+            return await self._run(await self._do(claimed, case), taken)
 
     async def _claim_first(self, record: Record, case: Case) -> Record:
         """Claim the first step. Who comes too late for the whole course leaves no Lease behind."""
@@ -94,10 +94,11 @@ class Courses(Generic[S]):
         if record.uid in self._busy or (holder and not mine and deadline and self._arc.world.now() < deadline):
             return self._told(record, "deferred", f"{holder} is at work on it until {deadline:%H:%M:%S}")
         with _Held(self._busy, record.uid):
-            return await self._run(cut_off(record) if holder else record)
+            return await self._run(cut_off(record) if holder else record, await self._hold(record))
 
-    async def _run(self, record: Record | Result) -> Result:
-        stumbles, taken = 0, await self._hold(record) if isinstance(record, Record) else None
+    async def _run(self, record: Record | Result, taken: str | None) -> Result:
+        """Take as many steps as fit; `taken` tells who else has the node's Lease, for what is undone all the same."""
+        stumbles = 0
         while isinstance(record, Record):
             decision, steps = await self._arc.decide(signal_of(record)), record.status.steps
             if taken is not None and isinstance(decision, Action) and not decision.undo:

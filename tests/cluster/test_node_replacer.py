@@ -11,7 +11,11 @@ import pytest
 from aiohttp import web
 
 from functions.node_replacer import main as replacer
-from kreflex.nodes import MARK
+from kreflex.cordons import CordonNode
+from kreflex.errors import ConflictError
+from kreflex.nodes import MARK, owner_of
+from kreflex.policy import load_policies
+from kreflex.records import read_record
 from kreflex.reflex import Arc
 from kreflex.serve import REFLEXES
 from kreflex.signals import Answered, Due, NodeSignal
@@ -244,6 +248,25 @@ async def test_a_drain_that_can_not_end_is_given_up_uncordoned_and_told_to_peopl
     events = (await farm.plane.api.get("/api/v1/namespaces/default/events"))["items"]
     told = [one["reason"] for one in events if one["involvedObject"]["name"] == name]
     assert "KreflexIneffective" in told
+    await farm.tidy()
+
+
+async def test_who_comes_too_late_for_a_whole_remediation_leaves_no_lease(farm: Farm) -> None:
+    await farm.policy({"drain": {"timeout": "1s"}})
+    (name,) = await farm.cloud.pool("late", 1)
+    place = await a_shop(farm, 1, **only_on("late"))
+    await guarded(place, maxUnavailable=0)
+    await falls_ill(farm, name)
+    async with arc(farm) as replacer_:
+        done = await woken(farm, replacer_, name)
+        assert done["status"]["phase"] == "Done"
+        node = await replacer_.reader.node(name)
+        assert node is not None
+        cordon = CordonNode("it was ill a moment ago", node=node, pool=owner_of(node.pool()))
+        stale = replace(read_record(done), resource_version="1")
+        case = replacer_.case(stale, cordon, await load_policies(replacer_.reader))
+        with pytest.raises(ConflictError):
+            await replacer_.courses.begin(stale, case)
     await farm.tidy()
 
 
