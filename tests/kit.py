@@ -111,9 +111,8 @@ class Place:
         return items
 
     async def loop(self, pod: Json, fault: str = "crash-loop", speed: str = "100", restarts: int = 4) -> Json:
-        """Give a pod a fault, and wait until it shows, at the end of a run."""
-        path = f"/api/v1/namespaces/{self.name}/pods/{pod['metadata']['name']}"
-        await self.plane.api.patch(path, {"metadata": {"annotations": {FAULT: fault, SPEED: speed}}})
+        """Give a pod a fault, and wait until it shows, at the end of a run; for a pod that nothing heals meanwhile."""
+        path = await self.fault(pod, fault, speed)
 
         async def looping() -> Json | None:
             body = await self.plane.api.get(path)
@@ -125,6 +124,12 @@ class Place:
 
         found: Json = await eventually(looping, f"{pod['metadata']['name']} looping")
         return found
+
+    async def fault(self, pod: Json, fault: str = "crash-loop", speed: str = "100") -> str:
+        """Give a pod a fault; returns its path."""
+        path = f"/api/v1/namespaces/{self.name}/pods/{pod['metadata']['name']}"
+        await self.plane.api.patch(path, {"metadata": {"annotations": {FAULT: fault, SPEED: speed}}})
+        return path
 
     async def records(self) -> list[Json]:
         """Read this namespace's Remediations."""

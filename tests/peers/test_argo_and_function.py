@@ -99,7 +99,7 @@ async def way(here: kit.Place, function: Function, *sources: str) -> AsyncIterat
 async def test_changes_of_a_looping_pod_become_one_eviction(here: kit.Place, function: Function) -> None:
     (victim,) = await here.deployment()
     async with way(here, function, "kreflex") as made:
-        await here.loop(victim, speed="20")
+        await here.fault(victim, speed="20")
         await eventually(lambda: evicted(here), "the eviction", 90)
         taken = await made.told("io.argoproj.events.resource")
     assert here.evictions() == [victim["metadata"]["uid"]]

@@ -63,7 +63,7 @@ async def first(far: Recorder, path: str, word: str) -> Taken:
 async def test_an_event_becomes_one_eviction_and_its_reply_an_event(here: kit.Place, function: Function) -> None:
     (victim,) = await here.deployment()
     async with broker(here, function) as (made, far), source(here, made.url):
-        await here.loop(victim, speed="20")
+        await here.fault(victim, speed="20")
         reply = await first(far, "/replies", here.name)
         update = await first(far, "/copy", victim["metadata"]["name"])
 
