@@ -19,6 +19,6 @@ async def test_a_silent_node_is_replaced_and_most_of_a_pool_is_left_alone(tmp_pa
         assert [w for w in words if w in {"verdict", "times"}] == ["verdict", "times"], output
         assert "step       CordonNode" in told
         assert "step       DeleteNodeClaim" in told
+        assert ("refused" in words) == (told is most)
     assert "4 of 5 nodes of pool" in most
     assert "1 is tolerated (20%)" in most
-    assert "refused" not in one
