@@ -36,7 +36,9 @@ class Action(ABC):
     step: ClassVar[bool] = False
     # Takes back what was begun: no guard, no freeze and no limit stops that.
     undo: ClassVar[bool] = False
-    # Part of a long remediation: its record knows the steps, and the node's Lease is held, which needs rights.
+    # Part of a long remediation: its record knows the steps.
+    lasting: ClassVar[bool] = False
+    # Part of the remediation of a node, whose Lease is held, which needs rights.
     leased: ClassVar[bool] = False
 
     @property

@@ -33,21 +33,12 @@ from kreflex.errors import (
     ThrottledError,
     UnavailableError,
 )
+from kreflex.kinds import path_of
 from kreflex.nodes import Node, node_view, read_nodes
-from kreflex.rule import Rule
 from kreflex.views import JSON, Pod, Ref, Workload, moment, pod_view, workload_view
 
 T = TypeVar("T")
 
-_PLURALS = {
-    ("apps", "Deployment"): "deployments",
-    ("apps", "ReplicaSet"): "replicasets",
-    ("apps", "StatefulSet"): "statefulsets",
-    ("apps", "DaemonSet"): "daemonsets",
-    ("batch", "Job"): "jobs",
-    ("argoproj.io", "Rollout"): "rollouts",
-}
-OWNERS = tuple(Rule(group, plural, "get") for (group, _), plural in _PLURALS.items())
 # How the API server tells that a ValidatingAdmissionPolicy, or somebody's webhook, said no
 # (kubernetes, apiserver/pkg/admission/plugin).
 _DENIED = ("denied request: ", "denied the request")
@@ -204,13 +195,6 @@ def _failed(reading: asyncio.Task[Any]) -> bool:
     return reading.done() and (reading.cancelled() or reading.exception() is not None)
 
 
-def path_of(ref: Ref) -> str | None:
-    """Tell the path of an object of a kind that we know; None for others."""
-    group, _, version = ref.api_version.rpartition("/")
-    plural = _PLURALS.get((group, ref.kind))
-    return f"/apis/{group}/{version}/namespaces/{ref.namespace}/{plural}/{ref.name}" if plural else None
-
-
 def deployment_path(pod: Pod) -> str | None:
     """Tell the path of the Deployment that a pod's ReplicaSet is named after; None if it is named in another way.
 
@@ -257,6 +241,15 @@ class Reader:
         """Read a collection page by page, 500 objects each; nothing keeps more than one page in memory."""
         async for item in self._items(path, query):
             yield item
+
+    async def list_served(self, path: str, **query: str) -> AsyncIterator[JSON]:
+        """Read a collection as `list` does; what no CRD has made known to the API server has no objects."""
+        try:
+            async for item in self._items(path, query):
+                yield item
+        except OutageError as error:
+            if error.status != 404:
+                raise
 
     async def _items(self, path: str, query: dict[str, str], *, nodes: bool = False) -> AsyncIterator[JSON]:
         query = {"limit": str(_PAGE), **query}
@@ -334,6 +327,12 @@ class Reader:
         body = await self.share(path, lambda: self.get(path)) if path else None
         view = None if body is None else workload_view(body)
         return view if view is not None and view.ref.uid == ref.uid else None
+
+    async def is_there(self, ref: Ref) -> bool:
+        """Tell whether an object of a kind that we know is there, and is still the same."""
+        path = path_of(ref)
+        body = await self.get(path) if path else None
+        return body is not None and body["metadata"]["uid"] == ref.uid
 
     def knows(self, ref: Ref) -> bool:
         """Tell whether `workload` can read objects of this kind."""

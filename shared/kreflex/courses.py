@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kreflex.actions import Action, BlockedError
 from kreflex.audit import log
@@ -24,7 +24,7 @@ from kreflex.leases import HOLDER, lease_of
 from kreflex.policy import load_policies
 from kreflex.records import Outcome, Record, Taken
 from kreflex.settings import Settings
-from kreflex.signals import RECORD, Course, NodeSignal, PodSignal, Signal
+from kreflex.signals import RECORD, Course, NodeSignal, PodSignal, Signal, WorkloadSignal
 
 if TYPE_CHECKING:
     from kreflex.reflex import Arc, Decision, Result
@@ -232,12 +232,16 @@ class Courses(Generic[S]):
         return await self._arc.settle(record, "Ineffective", refusal.because, guard=refusal.cause)
 
     async def _hold(self, record: Record) -> str | None:
-        """Take or renew the node's Lease; tell who has it otherwise."""
+        """Take or renew the node's Lease; tell who has it otherwise. Only what is done to nodes needs one."""
         target = record.spec.target
+        if target.kind != "Node":
+            return None
         return await self._arc.leases.hold(lease_of(target.name), HOLDER + record.name, _LEASE_LASTS, target.ref)
 
     async def release(self, record: Record) -> None:
         """Give the node's Lease back, if it is this record's."""
+        if record.spec.target.kind != "Node":
+            return
         await self._arc.leases.release(lease_of(record.spec.target.name), HOLDER + record.name)
 
     def _told(self, record: Record, outcome: Outcome, because: str, changed: Record | None = None) -> Result:
@@ -291,13 +295,14 @@ def patience(record: Record) -> timedelta:
 
 
 def signal_of(record: Record) -> Signal:
-    """Make the signal again from which a record came."""
+    """Make the signal again from which a record came, or could have come."""
     target, summary = record.spec.target, record.spec.fault.summary
-    if target.kind != "Node":
+    if target.kind == "Pod":
         return PodSignal(target.namespace, target.name, target.uid, summary=summary, source=RECORD)
-    return NodeSignal(
-        target.name, target.uid, summary=summary, source=RECORD, episode=record.episode, course=_course(record)
-    )
+    told: dict[str, Any] = {"summary": summary, "source": RECORD, "episode": record.episode, "course": _course(record)}
+    if target.kind == "Node":
+        return NodeSignal(target.name, target.uid, **told)
+    return WorkloadSignal(target.api_version, target.kind, target.namespace, target.name, target.uid, **told)
 
 
 def _course(record: Record) -> Course | None:

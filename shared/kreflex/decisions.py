@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from kreflex.views import Workload
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -21,12 +23,14 @@ class Skip:
 class Defer:
     """It is too early to tell; look again at `until`.
 
-    `episode` tells this fault from an earlier one of the same object; see `Action.episode`.
+    `episode` tells this fault from an earlier one of the same object; see `Action.episode`. `about` is what is ill,
+    where that is not the signal's object.
     """
 
     because: str
     until: datetime
     episode: str = ""
+    about: Workload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,14 @@ class Refuse:
     """Something is wrong, and this function must not touch it. `cause` is one word, for the next function or people.
 
     Recorded, told as an Event on the object, and handed on as a CloudEvent. Without an event it is asked anew after
-    `again`.
+    `again`. `about` is what is ill, where that is not the signal's object.
     """
 
     because: str
     cause: str
     again: timedelta = timedelta(hours=1)
     episode: str = ""
+    about: Workload | None = None
 
 
 @dataclass(frozen=True, slots=True)

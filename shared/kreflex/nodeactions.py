@@ -20,6 +20,7 @@ class NodeAction(Action):
     episode: str = ""
     course: str = ""
 
+    lasting: ClassVar[bool] = True
     leased: ClassVar[bool] = True
 
     @property

@@ -17,6 +17,7 @@ from kreflex.cluster import Reader
 from kreflex.durations import PATTERN, Duration, parse_duration
 from kreflex.errors import ApiError, UnavailableError
 from kreflex.parts import Part, Share
+from kreflex.releases import Releases
 from kreflex.rule import Rule
 from kreflex.upkeep import Upkeep
 from kreflex.views import JSON
@@ -152,6 +153,9 @@ class PolicySpec(Part):
         (), description="While anybody asks for a pause here, in words, nothing new begins; what has begun goes on."
     )
     nodes: Upkeep | None = Field(None, description="When nodes are ill, and what is done then. Cluster policies only.")
+    releases: Releases | None = Field(
+        None, description="When a release is bad, and how it is undone. Cluster policies only."
+    )
     proof: Duration = Field(parse_duration("10m"), description="How long the owner must be healthy to count as healed.")
     prove_within: Duration = Field(
         parse_duration("20m"), description="No proof after this long is the verdict Unknown, which is not healed."
@@ -230,6 +234,17 @@ class Effective:
         if len(said) > 1:
             return f"policies {' and '.join(sorted(said))} say when this node is ill: leave one"
         return next(iter(said.values()), Upkeep())
+
+    @property
+    def releases(self) -> Releases | str:
+        """What holds for a release: what one policy of the cluster says, or the defaults; or why nobody can tell.
+
+        A namespace's own policy has no say: it could name an account that its author may not use.
+        """
+        said = {p.key: spec.releases for p, spec in self.specs if spec.releases is not None and not p.namespace}
+        if len(said) > 1:
+            return f"policies {' and '.join(sorted(said))} say when this release is bad: leave one"
+        return next(iter(said.values()), Releases())
 
     def allows_owner(self, kind: str) -> bool:
         """Tell whether each policy names this kind of owner."""

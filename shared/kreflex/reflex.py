@@ -29,6 +29,7 @@ from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, guards_of_steps, request_of
+from kreflex.kinds import path_in
 from kreflex.leases import Leases
 from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
 from kreflex.nodes import MARK, Node, owner_of, template_of
@@ -51,8 +52,8 @@ from kreflex.records import (
     record_name,
 )
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Answered, Due, NodeSignal, Resolved, Signal, is_name
-from kreflex.views import Ref, Workload
+from kreflex.signals import Answered, Due, NodeSignal, PodSignal, Resolved, Signal, WorkloadSignal, is_name
+from kreflex.views import Ref, Workload, workload_view
 from kreflex.world import Treatment, World
 
 S = TypeVar("S", bound=Settings)
@@ -168,7 +169,7 @@ class Arc(Generic[S]):
         subject = await self._subject(signal, decision)
         if subject is None:
             return Result(str(signal), "skipped", "it is gone")
-        begun = await self._begun(signal, subject)
+        begun = await self._begun(subject)
         return await self._advance(begun, None) if begun is not None else await self._record(signal, subject, decision)
 
     async def _record(self, signal: Signal, subject: Subject, decision: Action | Defer | Refuse) -> Result:
@@ -204,18 +205,20 @@ class Arc(Generic[S]):
         mine = record is not None and record.spec.function == self.reflex.name and record.spec.target.uid == signal.uid
         return record if record is not None and mine and record.begun else None
 
-    async def _begun(self, signal: Signal, subject: Subject) -> Record | None:
-        """Find what has begun with a node under another episode: its condition changes while it is treated."""
-        if not isinstance(signal, NodeSignal):
+    async def _begun(self, subject: Subject) -> Record | None:
+        """Find what has begun with an object under another episode: it looks different while it is treated."""
+        target = subject.target
+        if target.kind == "Pod":
             return None
-        return await self.records.unfinished(self.reflex.name, subject.target.uid, self.core.kreflex_namespace)
+        where = target.namespace or self.core.kreflex_namespace
+        return await self.records.unfinished(self.reflex.name, target.uid, where)
 
     def _key(self, signal: Asked) -> str:
         """Name the fault of a signal that knows its object's UID; "" for others, and for what asks for a verdict.
 
         The name belongs to it: whoever says a wrong one beside the UID has not shown that the object is gone.
         """
-        if not isinstance(signal, Signal) or not signal.uid or (isinstance(signal, NodeSignal) and not signal.episode):
+        if not isinstance(signal, Signal) or not signal.uid or not (isinstance(signal, PodSignal) or signal.episode):
             return ""
         return f"{signal.namespace}/{signal.name}/{fault_key(self.reflex.name, signal.uid, signal.episode)}"
 
@@ -312,7 +315,7 @@ class Arc(Generic[S]):
         refusal = None if decision.undo else await self._refused(case, policies)
         if refusal is not None:
             return await self.refuse(record, refusal, policies, case.policy)
-        if decision.leased:
+        if decision.lasting:
             return await self.courses.begin(record, case)
         return await self._act(await self.claim(record, case), case)
 
@@ -591,6 +594,8 @@ class Arc(Generic[S]):
 
     async def _target_gone(self, record: Record) -> bool:
         target = record.spec.target
+        if target.kind not in {"Node", "Pod"}:
+            return self.reader.knows(target.ref) and not await self.reader.is_there(target.ref)
         node = target.kind == "Node"
         found = await (self.reader.node(target.name) if node else self.reader.pod(target.namespace, target.name))
         return found is None or found.ref.uid != target.uid
@@ -633,14 +638,26 @@ class Arc(Generic[S]):
     async def _subject(self, signal: Signal, decision: Decision) -> Subject | None:
         if isinstance(decision, Action):
             return Subject(decision.target, decision.owner, decision.template_hash, decision.controller)
+        if isinstance(decision, Defer | Refuse) and decision.about is not None:
+            return Subject(decision.about.ref, decision.about, "", "")
         if isinstance(signal, NodeSignal):
             node = await self.reader.node(signal.name)
             return None if node is None or (signal.uid and node.ref.uid != signal.uid) else await self._fleet_part(node)
+        if isinstance(signal, WorkloadSignal):
+            return await self._workload(signal)
         pod = await self.reader.pod(signal.namespace, signal.name)
         if pod is None or (signal.uid and pod.ref.uid != signal.uid):
             return None
         controller = pod.controller.uid if pod.controller else ""
         return Subject(pod.ref, await self.reader.top_owner(pod), pod.template_hash, controller)
+
+    async def _workload(self, signal: WorkloadSignal) -> Subject | None:
+        path = path_in(signal.api_version, signal.kind, signal.namespace, signal.name)
+        body = await self.reader.get(path) if path else None
+        if body is None or (signal.uid and body["metadata"]["uid"] != signal.uid):
+            return None
+        view = workload_view(body)
+        return Subject(view.ref, view, "", "")
 
     async def _fleet_part(self, node: Node) -> Subject:
         upkeep = await self.world.upkeep(node)

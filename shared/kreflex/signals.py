@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import ClassVar, Literal, TypeGuard
 
 from kreflex import others
-from kreflex.cluster import OWNERS
+from kreflex.kinds import OWNERS, TO_FIND
 from kreflex.nodes import Node
 from kreflex.records import Answer, Taken
 from kreflex.rule import Rule
 from kreflex.trace import Trace
-from kreflex.views import Pod
+from kreflex.views import JSON, Pod
 
 _NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 
@@ -113,7 +113,47 @@ class NodeSignal:
         return f"node {self.name}"
 
 
-Signal = PodSignal | NodeSignal
+@dataclass(frozen=True, slots=True)
+class WorkloadSignal:
+    """Somebody says that something is wrong with a release: with a workload, or with what shares out its traffic.
+
+    `uid` is "" where the sender does not know it; `seen` is the object as the event carried it, good enough to see that
+    nothing is wrong. `episode` names the release, and `course` is there once a remediation of it has begun.
+    """
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+    summary: str = ""
+    seen: JSON | None = field(default=None, repr=False)
+    source: str = ""
+    delivery: str = ""
+    trace: Trace | None = field(default=None, repr=False)
+    episode: str = ""
+    course: Course | None = None
+
+    rbac: ClassVar[tuple[Rule, ...]] = (
+        *OWNERS,
+        *TO_FIND,
+        Rule("", "pods", "get"),
+        Rule("", "pods", "list"),
+        Rule("apps", "replicasets", "list"),
+        Rule("apps", "controllerrevisions", "list"),
+    )
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = TO_FIND
+
+    @property
+    def recorded(self) -> bool:
+        """True when a record of the fault is there, and is looked at again."""
+        return self.source == RECORD
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+Signal = PodSignal | NodeSignal | WorkloadSignal
 
 
 @dataclass(frozen=True, slots=True)

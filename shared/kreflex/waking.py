@@ -26,7 +26,7 @@ from kreflex.policy import GROUP, VERSION, Policies, load_policies
 from kreflex.records import Record, delete_record, fault_key, read_record
 from kreflex.reflex import Reflex
 from kreflex.settings import CoreSettings
-from kreflex.signals import NodeSignal, Signal
+from kreflex.signals import NodeSignal, Signal, WorkloadSignal
 from kreflex.views import JSON
 from kreflex.world import World
 
@@ -228,4 +228,7 @@ def _told(signal: Signal) -> JSON:
     told: JSON = {"name": signal.name, "uid": signal.uid, "summary": signal.summary}
     if isinstance(signal, NodeSignal):
         return {"kind": "Node", **told, "episode": signal.episode}
+    if isinstance(signal, WorkloadSignal):
+        meant = {"apiVersion": signal.api_version, "kind": signal.kind, "namespace": signal.namespace}
+        return {**meant, **told, "episode": signal.episode}
     return {"namespace": signal.namespace, **told}

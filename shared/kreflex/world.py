@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,6 +11,7 @@ from kreflex.nodes import Node
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
 from kreflex.records import Answer, Owner, Taken
+from kreflex.releases import Releases
 from kreflex.upkeep import Upkeep
 from kreflex.views import Ref
 
@@ -27,6 +29,11 @@ class World:
         """Tell what the policies say of a node; in words, if they contradict each other or can't be read."""
         effective = (await load_policies(self.cluster)).for_object(self.function, "", node.labels)
         return effective.broken or effective.upkeep
+
+    async def releases(self, workload: Ref, labels: Mapping[str, str]) -> Releases | str:
+        """Tell what the policies say of a release; in words, if they contradict each other or can't be read."""
+        effective = (await load_policies(self.cluster)).for_object(self.function, workload.namespace, labels)
+        return effective.broken or effective.releases
 
     def now(self) -> datetime:
         """Tell the API server's time."""

@@ -199,7 +199,7 @@ async def test_logs_what_it_leaves_out(caller: Caller) -> None:
         "event": "request.ignored",
         "log_level": "info",
         "count": 7,
-        "why": ["KubePodCrashLooping names no pod and no node"] * 5,
+        "why": ["KubePodCrashLooping names no pod, no workload and no node"] * 5,
         "sender": "alertmanager",
         "group": '{}:{alertname="KubePodCrashLooping"}',
     }

@@ -137,7 +137,7 @@ async def test_the_instance_of_what_runs_on_each_node_is_the_node(
 async def test_an_alert_that_names_no_machine_is_ignored(caller: Caller, labels: JSON) -> None:
     answer = await read(caller, a_node_alert(**{"alertname": "Custom", **labels}), a_node_alert(node="node-1"))
     assert (answer["signals"], len(answer["ignored"])) == ([ALERT], 1)
-    assert answer["ignored"][0].endswith("names no pod and no node")
+    assert answer["ignored"][0].endswith("names no pod, no workload and no node")
 
 
 async def test_an_alert_may_name_a_pod_and_a_node(caller: Caller) -> None:
@@ -323,6 +323,7 @@ async def test_names_what_is_wrong_with_a_warning(caller: Caller, event: JSON, f
 
 # What the waker has found
 
+KINDS = "Pod, Node, Deployment, StatefulSet, DaemonSet, Rollout, Ingress, HTTPRoute, VirtualService, Canary"
 ITEM = {"kind": "Node", "name": "node-1", "uid": "u-1", "summary": "Ready is False", "episode": "Ready/2026-05-01"}
 
 
@@ -343,8 +344,8 @@ async def test_reads_the_nodes_that_the_waker_has_found(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("item", "field"),
     [
-        ({**ITEM, "kind": "Deployment"}, "data.items[0].kind: must be Pod or Node, not 'Deployment'"),
-        ({**ITEM, "kind": ["Node"]}, "data.items[0].kind: must be Pod or Node, not a list"),
+        ({**ITEM, "kind": "Job", "namespace": "shop"}, f"data.items[0].kind: must be one of {KINDS}, not 'Job'"),
+        ({**ITEM, "kind": ["Node"], "namespace": "shop"}, f"data.items[0].kind: must be one of {KINDS}, not a list"),
         ({**ITEM, "name": "a/b"}, "data.items[0].name: must be a name"),
         ({**ITEM, "uid": ""}, "data.items[0].uid: must be the UID"),
         ({**ITEM, "episode": "\ud800"}, "data.items[0].episode: must be a short text"),

@@ -12,7 +12,8 @@ from typing import Any
 from kreflex.errors import BadEventError
 from kreflex.ingress.bodies import LONG, plain, shown
 from kreflex.ingress.names import machine_name
-from kreflex.signals import Delivery, NodeSignal, PodSignal, Resolved, Signal, is_name
+from kreflex.kinds import TOLD
+from kreflex.signals import Delivery, NodeSignal, PodSignal, Resolved, Signal, WorkloadSignal, is_name
 from kreflex.views import JSON
 
 VERSION = "4"
@@ -22,6 +23,18 @@ MOST_BYTES = 32 * 2**20
 # `exported_…` and has `node` and `pod` name the exporter's own
 # (https://prometheus.io/docs/prometheus/latest/configuration/configuration/#scrape_config).
 _NODE = ("exported_node", "node", "kubernetes_node", "nodename")
+# As kube-state-metrics and Argo Rollouts call them (https://github.com/kubernetes/kube-state-metrics/tree/main/docs/metrics).
+_WORKLOADS = {
+    prefix + label: kind
+    for prefix in ("exported_", "")
+    for label, kind in (
+        ("deployment", "Deployment"),
+        ("statefulset", "StatefulSet"),
+        ("daemonset", "DaemonSet"),
+        ("rollout", "Rollout"),
+        ("canary", "Canary"),
+    )
+}
 # What runs on each node, so that its instance is the node: the jobs, and the alerts of node_exporter's mixin
 # (https://github.com/prometheus/node_exporter/blob/master/docs/node-mixin/alerts/alerts.libsonnet).
 _ON_NODES = re.compile(r"node[-_]?exporter|kubelet|kubernetes-nodes|node-problem-detector")
@@ -72,8 +85,8 @@ def _read(alert: object, index: int) -> list[Signal | Resolved | str]:
     status = alert.get("status")
     if status not in ("firing", "resolved"):
         return [f"alerts[{index}].status of {name} is neither firing nor resolved but {shown(status)}"]
-    found = [one for one in (_pod(alert, labels, name), _node(alert, labels, name)) if one is not None]
-    return found or [f"{name} names no pod and no node"]
+    asked = (_pod(alert, labels, name), _workload(alert, labels, name), _node(alert, labels, name))
+    return [one for one in asked if one is not None] or [f"{name} names no pod, no workload and no node"]
 
 
 def _pod(alert: JSON, labels: JSON, name: str) -> PodSignal | Resolved | str | None:
@@ -91,6 +104,27 @@ def _pod(alert: JSON, labels: JSON, name: str) -> PodSignal | Resolved | str | N
         namespace=namespace,
         name=pod,
         uid=uid,
+        summary=_summary(name, alert),
+        source="alertmanager",
+        delivery=plain(alert.get("fingerprint", "")),
+    )
+
+
+def _workload(alert: JSON, labels: JSON, name: str) -> WorkloadSignal | str | None:
+    label = next((one for one in _WORKLOADS if labels.get(one)), None)
+    if label is None:
+        return None
+    namespace = labels.get("exported_namespace") if label.startswith("exported_") else labels.get("namespace")
+    kind, workload = _WORKLOADS[label], labels[label]
+    if not (is_name(namespace) and is_name(workload)):
+        return None
+    if alert["status"] == "resolved":
+        return f"{name} of {kind} {namespace}/{workload} is resolved; a change of it wakes the check"
+    return WorkloadSignal(
+        TOLD[kind],
+        kind,
+        namespace,
+        workload,
         summary=_summary(name, alert),
         source="alertmanager",
         delivery=plain(alert.get("fingerprint", "")),

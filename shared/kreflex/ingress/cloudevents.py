@@ -20,7 +20,8 @@ from kreflex.ingress import argo_events
 from kreflex.ingress.bodies import LONG, plain, read_base64, read_json, shown
 from kreflex.ingress.names import name_in, names
 from kreflex.ingress.objects import DELETED, read_deleted, read_object, read_reference
-from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Signal, is_name
+from kreflex.kinds import TOLD
+from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Signal, WorkloadSignal, is_name
 from kreflex.trace import Trace, read
 from kreflex.views import JSON
 
@@ -36,6 +37,11 @@ DUE = "dev.kreflex.remediation.due.v1"
 FOUND = "dev.kreflex.fault.found.v1"
 # What the automation of a provider answers to a request for another machine.
 ANSWERED = "dev.kreflex.node.replacement.answered.v1"
+# What another function made of its fault, an anomaly, or the end of an experiment: each names what it is about.
+_TOLD_OF = re.compile(
+    r"dev\.kreflex\.(remediation\.(ineffective|unknown|refused|changed)|anomaly\.detected|experiment\.finished)\.v1"
+)
+_OPEN_ENDED = frozenset({"ineffective", "unknown", "refused"})
 _EVENTS = "application/cloudevents"
 _STRUCTURED, _BATCH = f"{_EVENTS}+json", f"{_EVENTS}-batch+json"
 _REQUIRED = ("specversion", "id", "source", "type")
@@ -223,6 +229,8 @@ def _said(event: Event) -> Delivery:
         return Delivery(answered=(_answered(event.data(), event.at),))
     if kind == PING:
         return Delivery(tick=True)
+    if _TOLD_OF.fullmatch(kind):
+        return _told_of(event)
     if kind in argo_events.TYPES:
         return argo_events.parse_event(kind, event.data, event.at, event.id)
     if kind.startswith((RESOURCE, REFERENCE)):
@@ -247,8 +255,6 @@ def _changed(event: Event) -> Delivery:
 
 def _found(item: Any, where: str) -> Signal:
     kind = item.get("kind", "Pod") if isinstance(item, dict) else "Pod"
-    if kind not in ("Pod", "Node"):
-        raise BadEventError(f"{where}.kind", f"must be Pod or Node, not {shown(kind)}")
     namespace, name = ("", name_in(item, "name", where)) if kind == "Node" else names(item, where)
     uid, summary, episode = item.get("uid"), item.get("summary", ""), item.get("episode", "")
     if not is_name(uid):
@@ -258,7 +264,42 @@ def _found(item: Any, where: str) -> Signal:
         return PodSignal(namespace, name, uid, summary, source="waker")
     if not isinstance(episode, str) or not _EPISODE.fullmatch(episode):
         raise BadEventError(f"{where}.episode", "must be a short text without blanks")
-    return NodeSignal(name, uid, summary, source="waker", episode=episode)
+    if kind == "Node":
+        return NodeSignal(name, uid, summary, source="waker", episode=episode)
+    return WorkloadSignal(_version(kind, where), kind, namespace, name, uid, summary, source="waker", episode=episode)
+
+
+def _version(kind: Any, where: str) -> str:
+    if not isinstance(kind, str) or kind not in TOLD:
+        raise BadEventError(f"{where}.kind", f"must be one of Pod, Node, {', '.join(TOLD)}, not {shown(kind)}")
+    return TOLD[kind]
+
+
+def _told_of(event: Event) -> Delivery:
+    """Read what somebody else has seen of a workload: one of a kind that nobody here heeds is none of ours."""
+    data = event.data()
+    items = _items(event) if isinstance(data, dict) and "items" in data else [(event.at, data)]
+    found = [_about(item, where, event) for where, item in items]
+    ignored = [text for text in found if isinstance(text, str)]
+    return Delivery(tuple(one for one in found if not isinstance(one, str)), ignored=tuple(ignored))
+
+
+def _about(item: Any, where: str, event: Event) -> Signal | str:
+    about = (item.get("owner") or item.get("target")) if isinstance(item, dict) else None
+    if not isinstance(about, dict):
+        raise BadEventError(f"{where}.target", "must be the object that it is about")
+    kind, target = about.get("kind"), f"{where}.target"
+    became = plain(item.get("verdict") or item.get("outcome") or "").lower()
+    if "outcome" in item and became not in _OPEN_ENDED:
+        return f"a remediation that is {became} is for no function here"
+    if kind not in ("Pod", *TOLD):
+        return f"{plain(event.kind)} is about a {shown(kind)}, which is for no function here"
+    namespace, name = names(about, target)
+    summary = plain(item.get("because") or item.get("reason") or item.get("verdictReason") or event.kind)
+    told: dict[str, Any] = {"summary": summary, "source": plain(event.attributes["source"]), "delivery": event.id}
+    if kind == "Pod":
+        return PodSignal(namespace, name, **told)
+    return WorkloadSignal(TOLD[kind], kind, namespace, name, **told)
 
 
 def _answered(data: Any, where: str) -> Answered:

@@ -7,9 +7,10 @@ from typing import Any
 from kreflex.errors import BadEventError
 from kreflex.ingress.bodies import LONG, plain, shown
 from kreflex.ingress.names import name_in, names
+from kreflex.kinds import TOLD
 from kreflex.nodes import node_view
 from kreflex.policy import GROUP
-from kreflex.signals import Delivery, Due, NodeSignal, PodSignal, is_name
+from kreflex.signals import Delivery, Due, NodeSignal, PodSignal, WorkloadSignal, is_name
 from kreflex.trace import Trace, read
 from kreflex.views import JSON, pod_view
 
@@ -30,6 +31,8 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
         return Delivery((_pod(body, where, source, delivery),))
     if kind == "Node":
         return Delivery((_node(body, where, source, delivery),))
+    if kind in TOLD:
+        return Delivery((_workload(body, kind, where, source, delivery),))
     if kind == "Event":
         return _told(body, where, source, delivery)
     return Delivery(ignored=(f"a {shown(kind)} is for no function here",))
@@ -48,13 +51,15 @@ def read_reference(body: Any, where: str, source: str, delivery: str) -> Deliver
     if not isinstance(body, dict):
         raise BadEventError(where, "must be a reference to a Kubernetes object")
     kind = body.get("kind")
-    if kind not in ("Pod", "Node", "Remediation"):
+    if kind not in ("Pod", "Node", "Remediation", *TOLD):
         return Delivery(ignored=(f"a reference to a {shown(kind)} is for no function here",))
     if kind == "Node":
         return Delivery((NodeSignal(name_in(body, "name", where), source=source, delivery=delivery),))
     namespace, name = names(body, where)
     if kind == "Remediation":
         return Delivery(due=(Due(namespace, name),))
+    if kind in TOLD:
+        return Delivery((WorkloadSignal(TOLD[kind], kind, namespace, name, source=source, delivery=delivery),))
     return Delivery((PodSignal(namespace, name, source=source, delivery=delivery),))
 
 
@@ -75,6 +80,14 @@ def _node(body: JSON, where: str, source: str, delivery: str) -> NodeSignal:
         raise BadEventError(where, f"is not a whole Node: {error!r}") from error
     name = name_in({"name": seen.name}, "name", f"{where}.metadata")
     return NodeSignal(name, _uid(seen.ref.uid, where), "", seen, source, delivery)
+
+
+def _workload(body: JSON, kind: str, where: str, source: str, delivery: str) -> WorkloadSignal:
+    meta = body.get("metadata")
+    namespace, name = names(meta, f"{where}.metadata")
+    uid = _uid(meta.get("uid") if isinstance(meta, dict) else None, where)
+    # Read in the version that we know, whatever version the source asks for.
+    return WorkloadSignal(TOLD[kind], kind, namespace, name, uid, "", body, source, delivery)
 
 
 def _uid(uid: object, where: str) -> str:

@@ -1,0 +1,84 @@
+"""What a policy says about releases: when one is bad, how it is undone, and who owns what would be written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kreflex.durations import Duration, parse_duration
+from kreflex.parts import Part
+
+
+class Git(Part):
+    """What to do where Argo CD or Flux owns what a rollback would write."""
+
+    mode: Literal["Refuse", "PullRequest", "Commit", "Suspend"] = Field(
+        "PullRequest",
+        description="Refuse asks people; PullRequest proposes a revert, Commit pushes it to the branch that is"
+        " followed; Suspend stops the sync, writes live, and says so until somebody resumes it.",
+    )
+    secret: str = Field(
+        "",
+        max_length=253,
+        description="A Secret in Kreflex' own namespace: username and password, or identity and known_hosts for SSH.",
+    )
+    forge: Literal["", "GitHub", "GitLab", "Gitea"] = Field("", description="Whose API opens the pull request.")
+    api: str = Field("", pattern=r"^(https?://\S+)?$", description="Its address, such as https://api.github.com.")
+    author: str = Field("Kreflex <kreflex@invalid>", pattern=r"^[^<>\n]+ <[^<>\s]+>$")
+    within: Duration = Field(
+        parse_duration("10m"), description="How long it may take until what Git says is in the cluster."
+    )
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> Git:
+        if bool(self.forge) != bool(self.api):
+            raise ValueError("forge and api belong together: name both or none")
+        return self
+
+
+class Helm(Part):
+    """How a release of Helm is rolled back: by a Job that runs helm, under an account of the release's namespace."""
+
+    service_account: str = Field(
+        "", max_length=63, description="Writes every kind of the chart. Without it releases of Helm are left to people."
+    )
+    timeout: Duration = Field(parse_duration("5m"), description="How long helm may wait for the rollback.")
+
+
+class Comparison(Part):
+    """How a canary is compared with what is stable: PromQL for numbers of requests.
+
+    In a query stand, of one side: {namespace}, {workload} for the name of its Deployment or Rollout, {hash} for its
+    template hash, {pods} for a regular expression of its pods' names, and {service} for the name of its Service.
+    """
+
+    requests: str = Field(min_length=1, description="Requests in the window, of one side.")
+    errors: str = Field(min_length=1, description="Of these the failed ones.")
+    least_requests: float = Field(50, ge=1, description="Of each side; with fewer nobody can tell.")
+    worse_by: float = Field(0.02, ge=0, le=1, description="So much more of its requests fail than of stable's.")
+    at_least: float = Field(0.05, ge=0, le=1, description="A canary that fails less than this is never aborted.")
+    confidence: float = Field(0.99, ge=0.5, lt=1, description="How sure it must be that the two differ.")
+
+
+class Releases(Part):
+    """When a release is bad, and what may be done then."""
+
+    change_window: Duration = Field(
+        parse_duration("1h"), description="What fails later than this after a change is not taken for its fault."
+    )
+    patience: Duration = Field(
+        parse_duration("2m"),
+        description="How long a new pod may take until it counts as failing, if it does not crash.",
+    )
+    healthy_for: Duration = Field(
+        parse_duration("5m"), description="How long a revision must have been healthy to be gone back to."
+    )
+    stuck_after: Duration = Field(
+        parse_duration("10m"), description="How long a release of Helm may be pending until people are told."
+    )
+    git: Git = Git()
+    helm: Helm = Helm()
+    canary: Comparison | None = Field(
+        None, description="Without it a canary is judged by what its pods do, and never by its requests."
+    )
