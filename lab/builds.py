@@ -118,6 +118,10 @@ MODULES = (
     ),
     # One program for sensors and event sources, for each links the SDKs of all clouds.
     Module("argo-events", {}, peers={"argo_events": "."}),
+    Module(
+        "argo-rollouts", {}, peers={"rollouts-controller": "github.com/argoproj/argo-rollouts/cmd/rollouts-controller"}
+    ),
+    Module("helm", {}, peers={"helm": "helm.sh/helm/v4/cmd/helm"}),
     Module("nats", {}, peers={"nats-server": "github.com/nats-io/nats-server/v2"}),
     Module("karpenter", {}, peers={"karpenter": "sigs.k8s.io/karpenter/kwok"}),
     Module("cluster-api", {}, peers={"capi_manager": "sigs.k8s.io/cluster-api/core"}),
