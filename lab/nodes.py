@@ -94,7 +94,9 @@ def _lease_seconds(count: int, grace: int) -> int:
 
 def stages() -> str:
     """Kwok's configuration: its options, and the stages with the libraries before their expressions and templates."""
-    jq, template = (_STAGES / "library.jq").read_text(), (_STAGES / "library.tpl").read_text()
+    tags = json.dumps(json.loads((_STAGES / "tags.json").read_text()))
+    jq = f"def tags: {tags};\n{(_STAGES / 'library.jq').read_text()}"
+    template = f"{{{{- $tags := fromJson `{tags}` -}}}}\n{(_STAGES / 'library.tpl').read_text()}"
     table = json.dumps(_CONDITIONS)
     libraries = {
         "Pod": (jq, template),

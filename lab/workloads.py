@@ -80,6 +80,13 @@ def scratch(spec: Manifest | None = None) -> Manifest:
     return {**(spec or pod_spec()), "volumes": [{"name": "scratch", "emptyDir": {}}]}
 
 
+def release(tag: str, spec: Manifest | None = None) -> Manifest:
+    """The same pods with images of this tag; `v2-crash` or `v2-unready-5s` is a bad one, see lab/stages/tags.json."""
+    body = spec or pod_spec()
+    images = [{**one, "image": f"{one['image'].rpartition(':')[0]}:{tag}"} for one in body["containers"]]
+    return {**body, "containers": images}
+
+
 def on(node: str, spec: Manifest | None = None) -> Manifest:
     """The same pods, put on a node without the scheduler."""
     return {**(spec or pod_spec()), "nodeName": node}

@@ -2,8 +2,21 @@
 def note($key): .metadata.annotations["lab.kreflex.dev/" + $key];
 def number($key; $default): (note($key) // ($default | tostring) | tonumber);
 def speed: number("speed"; 1);
-def fault: note("fault") // "none";
-def alive: .metadata.deletionTimestamp == null;
+# A word of an image's tag says a fault as the annotation does, and another after how many seconds: shop:v2-crash-5s.
+def words: .image | split(":")[1:] | last // "" | split("-");
+def bad_image:
+  first((.spec.containers // [])[] | words as $words | {name, $words, fault: first($words[] | tags[.] // empty)});
+def fault: note("fault") // bad_image.fault // "none";
+def after:
+  (note("after-seconds") | values | tonumber)
+  // first(bad_image.words[] | select(endswith("s")) | rtrimstr("s") | tonumber?)
+  // 0;
+# A pod whose Job is Kreflex' own: lab/jobs.py runs its command as a process, and tells its status.
+def is_process:
+  (.metadata.labels // {}) as $labels
+  | $labels["app.kubernetes.io/managed-by"] == "kreflex" and $labels["batch.kubernetes.io/job-name"] != null;
+def alive: .metadata.deletionTimestamp == null and (is_process | not);
+def ending: .metadata.deletionTimestamp != null and (is_process | not);
 def has_status($type; $status): any((.status.conditions // [])[]; .type == $type and .status == $status);
 def is($type): has_status($type; "True");
 
@@ -11,7 +24,7 @@ def is($type): has_status($type; "True");
 def victim:
   if note("container") then note("container")
   elif fault == "init-crash" then (.spec.initContainers // [])[0].name // ""
-  else .spec.containers[0].name end;
+  else (select(note("fault") == null) | bad_image.name) // .spec.containers[0].name end;
 def statuses: (.status.initContainerStatuses // []) + (.status.containerStatuses // []);
 def loop: victim as $name | first(statuses[] | select(.name == $name));
 def crashes: fault as $fault | any(("crash-loop", "oom-killed", "exit-zero", "init-crash"); . == $fault);

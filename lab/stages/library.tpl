@@ -2,9 +2,20 @@
 {{- $pod := . -}}
 {{- $now := Now -}}
 {{- $notes := or .metadata.annotations dict -}}
-{{- $fault := or (index $notes "lab.kreflex.dev/fault") "none" -}}
+{{- $bad := dict "fault" "none" "name" "" "late" false -}}
+{{- range $container := .spec.containers -}}
+{{- $words := splitList ":" .image | rest | last | default "" | splitList "-" -}}
+{{- range $words -}}
+{{- if and (hasKey $tags .) (not $bad.name) -}}
+{{- $bad = dict "fault" (index $tags .) "name" $container.name "late" (regexMatch "-[0-9]+s(-|$)" $container.image) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $fault := or (index $notes "lab.kreflex.dev/fault") $bad.fault -}}
+{{- $late := or (index $notes "lab.kreflex.dev/after-seconds") $bad.late -}}
 {{- $victim := or (index $notes "lab.kreflex.dev/container") "" -}}
 {{- if and (not $victim) (eq $fault "init-crash") .spec.initContainers -}}{{- $victim = (index .spec.initContainers 0).name -}}{{- end -}}
+{{- if not (or $victim (index $notes "lab.kreflex.dev/fault")) -}}{{- $victim = $bad.name -}}{{- end -}}
 {{- if and (not $victim) .spec.containers -}}{{- $victim = (index .spec.containers 0).name -}}{{- end -}}
 {{- $sidecars := list -}}
 {{- range .spec.initContainers -}}{{- if eq (or .restartPolicy "") "Always" -}}{{- $sidecars = append $sidecars .name -}}{{- end -}}{{- end -}}

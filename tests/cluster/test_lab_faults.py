@@ -11,7 +11,7 @@ from lab import workloads
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.nodes import condition, is_ready
-from lab.workloads import fault, pod, pod_spec
+from lab.workloads import fault, pod, pod_spec, release
 
 PODS = "/api/v1/namespaces/default/pods"
 SPEED = 100
@@ -204,6 +204,135 @@ async def test_a_slow_start_runs_before_it_is_ready(plane: ControlPlane) -> None
         thing = await reaches(plane, path, lambda one: told(one)[1] == "running")
         assert condition(thing, "Ready") == "False"
         await reaches(plane, path, is_ready)
+
+
+async def test_a_pod_whose_probe_fails_runs_and_is_never_ready(plane: ControlPlane) -> None:
+    async with running(plane, pod("unready", fault("unready"), pod_spec("app", "log"))) as path:
+        seen = await statuses(plane, "unready", lambda thing: told(thing)[1] == "running")
+        await said(plane, "unready", "Readiness probe failed: HTTP probe failed with statuscode: 503")
+        thing = await plane.api.get(path)
+        assert told(thing) == told(thing, "log") == (0, "running", "")
+        assert (container(thing)["ready"], container(thing, "log")["ready"]) == (False, True)
+        assert not any(is_ready(one) for one in [*seen, thing])
+        await plane.api.patch(path, {"metadata": {"annotations": {f"{workloads.PREFIX}fault": None}}})
+        await reaches(plane, path, is_ready)
+
+
+async def said(plane: ControlPlane, name: str, message: str) -> None:
+    async def found() -> bool:
+        events = await plane.api.get("/api/v1/namespaces/default/events", fieldSelector=f"involvedObject.name={name}")
+        return any(one["message"] == message for one in events["items"])
+
+    await eventually(found, f"an Event of {name} that says {message}")
+
+
+@pytest.mark.parametrize("tag", ["2-crash-1s", "2-unready-1s"])
+async def test_a_fault_may_come_after_some_seconds_of_being_well(plane: ControlPlane, tag: str) -> None:
+    async with running(plane, pod(f"late-{tag}", spec=release(tag, probed()))) as path:
+        await reaches(plane, path, is_ready)
+        await reaches(plane, path, lambda one: not is_ready(one))
+        if "crash" in tag:
+            await reaches(plane, path, restarts(1))
+
+
+async def test_a_number_of_seconds_may_also_be_an_annotation(plane: ControlPlane) -> None:
+    async with running(plane, pod("later", fault("crash-loop", after_seconds=1, speed=SPEED))) as path:
+        await reaches(plane, path, is_ready)
+        await reaches(plane, path, restarts(2))
+
+
+@pytest.mark.parametrize(
+    ("tag", "shows"),
+    [
+        ("2-crash", "terminated:Error"),
+        ("2-oom", "terminated:OOMKilled"),
+        ("2-exit", "terminated:Completed"),
+        ("2-pull", "waiting:ErrImagePull"),
+        ("2-config", "waiting:CreateContainerConfigError"),
+        ("2-unready", "running"),
+    ],
+)
+async def test_the_tag_of_an_image_says_what_is_wrong_with_its_container(
+    plane: ControlPlane, tag: str, shows: str
+) -> None:
+    spec = pod_spec("log", "app")
+    spec["containers"][1]["image"] = f"lab.local:5000/shop:{tag}"
+    async with running(plane, pod(f"tag-{tag}", spec=spec)) as path:
+        thing = await reaches(plane, path, lambda one: told(one)[1] == shows)
+        await reaches(plane, path, lambda one: told(one, "log")[1] == "running")
+    assert not container(thing)["ready"]
+
+
+async def test_an_annotation_goes_before_the_tag_of_an_image(plane: ControlPlane) -> None:
+    async with running(plane, pod("before", fault("none"), release("2-crash"))) as path:
+        await reaches(plane, path, is_ready)
+
+
+KINDS: dict[str, Callable[[str, dict[str, Any]], dict[str, Any]]] = {
+    "deployments": lambda name, spec: workloads.deployment(name, 2, spec=spec),
+    "statefulsets": lambda name, spec: workloads.stateful_set(name, 2, spec),
+    "daemonsets": workloads.daemon_set,
+}
+
+
+@pytest.mark.parametrize("by", ["tag", "annotation"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_bad_release_breaks_the_pods_of_the_new_template_and_leaves_the_others_well(
+    plane: ControlPlane, kind: str, by: str
+) -> None:
+    name, path = f"released-by-{by}", f"/apis/apps/v1/namespaces/default/{kind}"
+    await plane.api.post(path, KINDS[kind](name, probed()))
+    old = await ready_pods(plane, name, 2)
+    bad = {"spec": release("2-crash", probed())} if by == "tag" else {"metadata": {"annotations": fault("crash-loop")}}
+    await plane.api.patch(f"{path}/{name}", {"spec": {"template": bad}})
+
+    async def a_new_one_has_crashed() -> bool:
+        pods = (await plane.api.get(PODS, labelSelector=f"app={name}"))["items"]
+        return any(restarts(1)(one) and one["metadata"]["uid"] not in old for one in pods)
+
+    await eventually(a_new_one_has_crashed, "a crash of the new release")
+    assert set(await ready_pods(plane, name, 1)) <= set(old)
+    await plane.api.delete(f"{path}/{name}", {"propagationPolicy": "Foreground"})
+    await eventually(lambda: gone(plane, f"{path}/{name}"), f"the end of {name}")
+
+
+async def test_without_a_probe_a_bad_release_replaces_all_pods_for_each_is_ready_for_a_moment(
+    plane: ControlPlane,
+) -> None:
+    path = "/apis/apps/v1/namespaces/default/deployments"
+    await plane.api.post(path, workloads.deployment("unprobed", 2))
+    old = await ready_pods(plane, "unprobed", 2)
+    await plane.api.patch(f"{path}/unprobed", {"spec": {"template": {"spec": release("2-crash")}}})
+
+    async def all_are_new() -> bool:
+        pods = (await plane.api.get(PODS, labelSelector="app=unprobed"))["items"]
+        return bool(pods) and not any(one["metadata"]["uid"] in old for one in pods)
+
+    await eventually(all_are_new, "a release that is through")
+    await plane.api.delete(f"{path}/unprobed", {"propagationPolicy": "Background"})
+
+
+def probed() -> dict[str, Any]:
+    """A pod of which a crashed container is not Ready in between."""
+    spec = pod_spec()
+    spec["containers"][0]["readinessProbe"] = {"httpGet": {"port": 80}}
+    return spec
+
+
+async def ready_pods(plane: ControlPlane, app: str, count: int) -> list[str]:
+    """The UIDs of the Ready pods, once there are so many."""
+
+    async def found() -> list[str] | None:
+        pods = (await plane.api.get(PODS, labelSelector=f"app={app}"))["items"]
+        ready = [one["metadata"]["uid"] for one in pods if is_ready(one)]
+        return ready if len(ready) >= count else None
+
+    uids: list[str] = await eventually(found, f"{count} Ready pods of {app}")
+    return uids
+
+
+async def gone(plane: ControlPlane, path: str) -> bool:
+    return await plane.api.find(path) is None
 
 
 async def test_a_deleted_pod_is_terminating_for_a_moment_and_its_owner_replaces_it(plane: ControlPlane) -> None:
