@@ -31,3 +31,5 @@ def test_every_field_has_a_type_and_nothing_that_kubernetes_forbids(name: str) -
     for path, schema in nodes(version["schema"]["openAPIV3Schema"]):
         assert "type" in schema or schema.get("x-kubernetes-int-or-string"), path
         assert not {"$ref", "anyOf", "title", "const", "$defs"} & schema.keys(), path
+        # Numbers in JSON Schema as pydantic writes it, booleans in that of the API server, which refuses the whole CRD.
+        assert not {"exclusiveMaximum", "exclusiveMinimum"} & schema.keys(), f"{path}: ge= or le= instead of gt= or lt="
