@@ -27,7 +27,7 @@ SEEN = {
 }
 DUE = {"namespace": "shop", "record": "r-1"}
 RECORD = {"apiVersion": "kreflex.dev/v1alpha1", "kind": "Remediation", "metadata": {"namespace": "shop", "name": "r-1"}}
-DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "cart"}}
+REPLICA_SET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "cart"}}
 
 
 def a_resource(body: Any = None, verb: Any = "UPDATE") -> JSON:
@@ -96,8 +96,8 @@ async def test_a_calendar_needs_no_payload_where_the_headers_name_it(caller: Cal
     "body",
     [
         a_resource(verb="DELETE"),
-        a_resource(DEPLOYMENT),
-        DEPLOYMENT,
+        a_resource(REPLICA_SET),
+        REPLICA_SET,
         a_resource(a_node()),
         a_node(),
         a_resource(a_pod(app=[a_status(state=RUNNING)])),

@@ -77,7 +77,7 @@ async def test_reads_additions_and_updates(caller: Caller, verb: str) -> None:
     [
         ({"type": "dev.knative.apiserver.resource.delete"}, a_pod()),
         ({"type": "dev.knative.apiserver.ref.update"}, {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "cart"}),
-        ({"type": UPDATE}, {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {}}),
+        ({"type": UPDATE}, {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {}}),
         ({"type": "com.example.order"}, {"any": "thing"}),
         ({"type": "dev.knative.sources.ping"}, {}),
         # Its own reply, if a Trigger sends it back.
