@@ -48,6 +48,8 @@ class Container:
     waiting: str | None
     terminated: Termination | None
     last: Termination | None
+    said: str = ""
+    """Why it waits, in the kubelet's words."""
 
     @property
     def ended(self) -> Termination | None:
@@ -75,6 +77,8 @@ class Pod:
     node: str = ""
     grace_seconds: int = 30
     empty_dir: bool = False
+    unplaced: str = ""
+    """Why no node takes it, in the scheduler's words."""
 
     @property
     def mirror(self) -> bool:
@@ -117,7 +121,7 @@ def pod_view(body: Mapping[str, Any]) -> Pod:
     What is compared later is made the type that it has to be: events are read with it, and anybody may send one.
     """
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    ready: JSON = next((c for c in status.get("conditions") or () if c.get("type") == "Ready"), {})
+    ready, placed = _condition(status, "Ready"), _condition(status, "PodScheduled")
     return Pod(
         ref=Ref("v1", "Pod", meta["namespace"], meta["name"], meta["uid"]),
         resource_version=meta["resourceVersion"],
@@ -135,7 +139,12 @@ def pod_view(body: Mapping[str, Any]) -> Pod:
         node=str(spec.get("nodeName", "")),
         grace_seconds=int(spec.get("terminationGracePeriodSeconds", 30)),
         empty_dir=any("emptyDir" in volume for volume in spec.get("volumes") or ()),
+        unplaced=str(placed.get("message", "")) if placed.get("reason") == "Unschedulable" else "",
     )
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> JSON:
+    return next((c for c in status.get("conditions") or () if c.get("type") == kind), {})
 
 
 def workload_view(body: Mapping[str, Any]) -> Workload:
@@ -179,6 +188,7 @@ def _container(status: Mapping[str, Any], kind: Literal["app", "init", "sidecar"
         waiting=str(state["waiting"].get("reason", "")) if state.get("waiting") else None,
         terminated=_termination(state.get("terminated")),
         last=_termination(last.get("terminated")),
+        said=str((state.get("waiting") or {}).get("message", "")),
     )
 
 

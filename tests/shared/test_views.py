@@ -113,3 +113,18 @@ def test_reads_times_with_fractions_too() -> None:
     body = a_pod()
     body["metadata"]["creationTimestamp"] = "2026-05-01T11:50:00.250000Z"
     assert pod_view(body).created == datetime(2026, 5, 1, 11, 50, tzinfo=UTC) + timedelta(milliseconds=250)
+
+
+def test_hears_why_a_container_waits_and_why_no_node_takes_a_pod() -> None:
+    waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'configmap "settings" not found'}}
+    body = a_pod(app=[a_status(state=waiting)])
+    placed = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available",
+    }
+    body["status"]["conditions"].append(placed)
+    pod = pod_view(body)
+    assert (pod.containers[0].said, pod.unplaced) == ('configmap "settings" not found', "0/3 nodes are available")
+    assert (the_pod().containers[0].said, the_pod().unplaced) == ("", "")
