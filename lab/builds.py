@@ -126,6 +126,7 @@ MODULES = (
     Module("karpenter", {}, peers={"karpenter": "sigs.k8s.io/karpenter/kwok"}),
     Module("cluster-api", {}, peers={"capi_manager": "sigs.k8s.io/cluster-api/core"}),
     Module("medik8s", {}, peers={"node_healthcheck": "github.com/medik8s/node-healthcheck-operator/cmd"}),
+    Module("flux", {}, peers={"kustomize_controller": "github.com/fluxcd/kustomize-controller"}),
 )
 
 
