@@ -23,6 +23,10 @@ class BlockedError(KreflexError):
         self.cause = cause
 
 
+class HopelessError(BlockedError):
+    """It can't be done, now or later, unless people change something: a long remediation is given up here."""
+
+
 @dataclass(frozen=True)
 class Action(ABC):
     """A change to `target`, because of `because`. `owner` is what limits are counted by."""
@@ -89,6 +93,11 @@ class Action(ABC):
     @abstractmethod
     def labels(self) -> Mapping[str, str]:
         """What a policy's selector sees."""
+
+    @property
+    def manager(self) -> str:
+        """Who owns in Git what is written; "" if nobody does, or if his sync is suspended by us."""
+        return ""
 
     def plan(self) -> JSON:
         """Tell what would be done, without what changes from one reading to the next."""

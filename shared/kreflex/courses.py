@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kreflex.actions import Action, BlockedError
+from kreflex.actions import Action, BlockedError, HopelessError
 from kreflex.audit import log
 from kreflex.cluster import acting_until
 from kreflex.decisions import Defer, Refuse, Skip
@@ -148,6 +148,8 @@ class Courses(Generic[S]):
         except (ConflictError, GoneError) as error:
             log.info("course.changed", record=str(record), error=str(error))
             return record
+        except HopelessError as hopeless:
+            return await self._give_up(record, Refuse(str(hopeless), hopeless.cause))
         except BlockedError as blocked:
             return await self._leave(record, patience(record), blocked.cause, str(blocked))
         except DeniedError as denied:

@@ -158,6 +158,20 @@ def _opted_out(case: Case) -> str | None:
     return None
 
 
+class OwnedByGit:
+    """Refuses to write live what Git owns: its controller would put it back, and people would look for it in Git."""
+
+    name: ClassVar[str] = "Git"
+
+    async def refuses(self, case: Case) -> Refusal | None:
+        """The action says who owns what it writes; admission looks at the object once more."""
+        manager = case.action.manager
+        if not manager:
+            return None
+        because = f"{manager} owns it in Git: undo it there, or let a policy say how (releases.git)"
+        return Refusal(self.name, because, case.now + RECHECK)
+
+
 @dataclass(frozen=True)
 class NotUseless:
     """Refuses when the owner's last remediations did not help: a person has to look."""
@@ -365,6 +379,7 @@ def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...
         Frozen(),
         Paused(),
         InScope(),
+        OwnedByGit(),
         NotUseless(ledger),
         BlastRadius(),
         Fleet(reader),
@@ -380,4 +395,4 @@ def guards_of_steps(reader: Reader) -> tuple[Guard, ...]:
 
     What people allowed at the beginning they may have taken back, or for another plan than that of now.
     """
-    return (Usable(), Frozen(), InScope(), Fleet(reader), Approved())
+    return (Usable(), Frozen(), InScope(), OwnedByGit(), Fleet(reader), Approved())

@@ -28,6 +28,7 @@ from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unkno
 from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
+from kreflex.gitops import IN_GIT
 from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, guards_of_steps, request_of
 from kreflex.kinds import path_in
 from kreflex.leases import Leases
@@ -65,8 +66,8 @@ _VERDICTS: dict[type, VerdictName] = {Recovered: "Recovered", Ineffective: "Inef
 _DEALT = "this fault has been dealt with"
 # A refusal that waits shorter than this is not written anew: the record is due, and the next wake asks again.
 _WORTH_A_WRITE = timedelta(seconds=30)
-# What the cluster itself refuses, not one of our guards.
-_STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed", "Admission"}
+# What the cluster itself refuses, or Git, not one of our guards.
+_STUBBORN = {"DisruptionBudget", "SeveralBudgets", "Failed", "Admission", *IN_GIT}
 
 
 class BusyError(UnavailableError):

@@ -1,7 +1,7 @@
 """Each guard by itself, by values."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from kreflex.guards import (
     Guard,
     InScope,
     NotUseless,
+    OwnedByGit,
     Paused,
     Refusal,
     Unleased,
@@ -80,6 +81,7 @@ def test_the_guards_are_asked_in_the_order_of_the_design() -> None:
         Frozen,
         Paused,
         InScope,
+        OwnedByGit,
         NotUseless,
         BlastRadius,
         Fleet,
@@ -395,7 +397,28 @@ async def test_a_node_that_another_holds_is_left_alone_and_our_own_lease_does_no
 
 def test_before_each_step_of_what_has_begun_is_asked_whether_people_still_allow_it() -> None:
     kinds = [type(guard) for guard in guards_of_steps(CannedApi().world().cluster)]
-    assert kinds == [Usable, Frozen, InScope, Fleet, Approved]
+    assert kinds == [Usable, Frozen, InScope, OwnedByGit, Fleet, Approved]
+
+
+@dataclass(frozen=True)
+class LiveWrite(EvictPod):
+    """Writes what somebody owns in Git."""
+
+    owned_by: str = ""
+
+    @property
+    def manager(self) -> str:
+        return self.owned_by
+
+
+async def test_what_git_owns_is_not_written_live() -> None:
+    bare = an_eviction()
+    owned = LiveWrite(bare.because, bare.pod, bare.top, "Application argocd/shop")
+    assert await refused(OwnedByGit(), a_case(action=owned)) == (
+        "Git",
+        "Application argocd/shop owns it in Git: undo it there, or let a policy say how (releases.git)",
+    )
+    assert await refused(OwnedByGit(), a_case(action=replace(owned, owned_by=""))) is None
 
 
 async def test_an_approval_ends_and_the_date_is_told() -> None:
