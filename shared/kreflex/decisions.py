@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from kreflex.views import Workload
+from kreflex.histories import Noted
+from kreflex.views import Ref, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,18 @@ class Skip:
 
     because: str
     final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """All is well with this version of a workload, and that is to be remembered. It leaves no record.
+
+    The workload's ReleaseHistory is Kreflex' own memory: it is written in every mode.
+    """
+
+    because: str
+    workload: Ref
+    noted: Noted
 
 
 @dataclass(frozen=True, slots=True)
