@@ -75,9 +75,9 @@ class Api:
     async def delete(self, path: str, body: Json | None = None) -> Json:
         return await self._send("DELETE", path, body)
 
-    async def apply(self, path: str, body: Json) -> Json:
-        """Server-side apply, as the lab."""
-        query = {"fieldManager": "kreflex-lab", "force": "true"}
+    async def apply(self, path: str, body: Json, manager: str = "kreflex-lab", **more: str) -> Json:
+        """Server-side apply, as the lab or as somebody whom it plays."""
+        query = {"fieldManager": manager, "force": "true", **more}
         return await self._send("PATCH", path, body, query=query, content_type=_APPLY)
 
     async def watch(self, path: str, **query: str) -> AsyncIterator[Json]:

@@ -6,8 +6,10 @@ lab itself does to a repository (`Repository`) is done on the server's disk, pas
 
 import asyncio
 import base64
+import io
 import os
 import ssl
+import tarfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -164,6 +166,33 @@ class Repository:
         sha = (await git("commit-tree", tree, *parents, "-m", message, directory=self.directory)).strip()
         await git("update-ref", f"refs/heads/{base}", sha, known[base], directory=self.directory)
         return sha
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A copy of a repository, as what applies it keeps one."""
+
+    directory: Path
+
+    async def fetch(self, url: str, account: Account | None, branch: str, trust: str = "") -> str:
+        """Bring a branch here; the commit at which it ends."""
+        if not self.directory.exists():
+            self.directory.mkdir(parents=True)
+            await git("init", "--quiet", "--bare", directory=self.directory)
+        source = account.in_url(url) if account else url
+        refs = f"+refs/heads/{branch}:refs/heads/{branch}"
+        await git("fetch", "--quiet", source, refs, directory=self.directory, trust=trust)
+        return (await git("rev-parse", f"refs/heads/{branch}", directory=self.directory)).strip()
+
+    async def archive(self, commit: str) -> bytes:
+        """All files of a commit, as a tar file in gzip."""
+        # Of its tree: the archive of a commit begins with an entry that is no file.
+        return await raw("archive", "--format=tar.gz", f"{commit}^{{tree}}", directory=self.directory)
+
+    async def export(self, commit: str, target: Path) -> None:
+        """Write all files of a commit below a folder."""
+        with tarfile.open(fileobj=io.BytesIO(await self.archive(commit))) as archive:
+            archive.extractall(target, filter="data")
 
 
 def _stream(message: str, files: Mapping[str, str | None], branch: str, start: str | None) -> bytes:

@@ -16,7 +16,13 @@ _FIRST = ("Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRol
 
 def read(*files: Path) -> list[Manifest]:
     """All manifests in these files."""
-    return [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
+    return [document for file in files for document in parsed(file.read_text())]
+
+
+def parsed(text: str) -> list[Manifest]:
+    """All manifests in a text."""
+    # The loader in C: definitions of others have tens of thousands of lines.
+    return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 
 async def apply(api: Api, manifests: Iterable[Manifest], namespace: str = "default") -> None:
@@ -31,6 +37,13 @@ async def apply(api: Api, manifests: Iterable[Manifest], namespace: str = "defau
         await api.apply(f"{paths[kind].format(namespace=home)}/{metadata['name']}", manifest)
         if manifest["kind"] == "CustomResourceDefinition":
             await _established(api, metadata["name"])
+
+
+async def path_of(api: Api, manifest: Manifest, namespace: str = "default") -> str:
+    """Where the API server keeps an object."""
+    collection = await _collection(api, manifest["apiVersion"], manifest["kind"])
+    home = manifest["metadata"].get("namespace", namespace)
+    return f"{collection.format(namespace=home)}/{manifest['metadata']['name']}"
 
 
 async def grant(api: Api, namespace: str, service_account: str, rules: Sequence[Manifest]) -> None:
