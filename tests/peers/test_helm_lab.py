@@ -260,7 +260,7 @@ async def test_an_upgrade_that_is_killed_stays_pending_until_a_rollback(release:
 
 
 async def test_a_field_that_somebody_else_has_set_is_a_conflict_unless_it_is_forced(release: Release) -> None:
-    await release.upgrade(image="shop:v2-crash")
+    await release.upgrade(image="shop:v2-crash", greeting="sale")
     scale = {"spec": {"replicas": 5}}
     await release.plane.api.patch(f"{release.deployment}/scale", scale)
 
@@ -268,6 +268,9 @@ async def test_a_field_that_somebody_else_has_set_is_a_conflict_unless_it_is_for
     assert refused.code == 1
     assert "Apply failed with 1 conflict: conflict with " in refused.error
     assert refused.error.endswith(' with subresource "scale" using apps/v1: .spec.replicas\n')
+    # ConfigMaps come first: half of it is rolled back.
+    settings = await release.plane.api.get(f"/api/v1/namespaces/{release.namespace}/configmaps/shop")
+    assert settings["data"] == {"greeting": "welcome"}
     assert await image(release) == "shop:v2-crash"
 
     assert await release.rollback(1, "--force-conflicts") == helm.Answer(0, DONE, "")
