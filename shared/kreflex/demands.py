@@ -1,0 +1,155 @@
+"""What a template asks a cluster for, to see whether two templates differ in what the cluster complains of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from kreflex.views import JSON
+
+Named = tuple[str, str, str]
+# By which key of a template an object is named: its kind, and under which key its name stands.
+_NAMING = {
+    "configMap": ("ConfigMap", "name"),
+    "configMapRef": ("ConfigMap", "name"),
+    "configMapKeyRef": ("ConfigMap", "name"),
+    "secret": ("Secret", "secretName"),
+    "secretRef": ("Secret", "name"),
+    "secretKeyRef": ("Secret", "name"),
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+}
+# What a scheduler looks at beside the requests.
+_PLACING = (
+    "affinity",
+    "nodeName",
+    "nodeSelector",
+    "priorityClassName",
+    "runtimeClassName",
+    "schedulerName",
+    "tolerations",
+    "topologySpreadConstraints",
+)
+_FACTORS = {
+    **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
+    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
+    "m": Decimal("0.001"),
+    "u": Decimal("0.000001"),
+    "n": Decimal("0.000000001"),
+}
+
+
+def containers(template: JSON) -> list[JSON]:
+    """Give all containers of a template, the init containers first."""
+    spec = template.get("spec") or {}
+    return [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+
+
+def image_of(template: JSON, container: str) -> str:
+    """Tell the image of one container, "" for one that the template does not have."""
+    return next((str(one.get("image", "")) for one in containers(template) if one["name"] == container), "")
+
+
+def registry(image: str) -> str:
+    """Tell where an image comes from: the host and the repository, without tag and digest."""
+    name = image.partition("@")[0]
+    head, _, tail = name.rpartition("/")
+    return f"{head}/{tail.partition(':')[0]}" if head else tail.partition(":")[0]
+
+
+def host(image: str) -> str:
+    """Tell the host of an image's registry; without one in its name it is Docker's.
+
+    As https://github.com/distribution/reference reads names: the first part is a host if it has a dot or a colon, or
+    is localhost.
+    """
+    first, slash, _ = image.partition("/")
+    return first if slash and (set(first) & {".", ":"} or first == "localhost") else "docker.io"
+
+
+def named(template: JSON) -> frozenset[Named]:
+    """Tell which ConfigMaps, Secrets and claims a template names: kind, name, and key where one is named."""
+    spec = template.get("spec") or {}
+    pulling = {("Secret", str(one.get("name", "")), "") for one in spec.get("imagePullSecrets") or ()}
+    return frozenset(pulling | set(_named(spec)))
+
+
+def _named(value: Any) -> Iterator[Named]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _named(one)
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key in _NAMING and isinstance(one, dict):
+                kind, called = _NAMING[key]
+                # In a projected volume a Secret's name stands under `name`, too.
+                name = str(one.get(called) or one.get("name", ""))
+                keys = [str(one["key"])] if "key" in one else [str(item["key"]) for item in one.get("items") or ()]
+                yield from ((kind, name, said) for said in keys or [""])
+            yield from _named(one)
+
+
+def names(template: JSON, kind: str, name: str, key: str = "") -> bool:
+    """Tell whether a template names an object; with `key`, whether it would look for this key of it."""
+    found = {said for one, called, said in named(template) if (one, called) == (kind, name)}
+    return bool(found) if not key else key in found
+
+
+def placing(template: JSON) -> JSON:
+    """Give what decides where its pods may run, beside what they ask for."""
+    spec = template.get("spec") or {}
+    ports = sorted(
+        int(port["hostPort"]) for one in containers(template) for port in one.get("ports") or () if "hostPort" in port
+    )
+    claims = sorted(name for kind, name, _ in named(template) if kind == "PersistentVolumeClaim")
+    return {**{key: spec[key] for key in _PLACING if spec.get(key)}, "hostPorts": ports, "claims": claims}
+
+
+def asks_more(new: JSON, old: JSON) -> bool:
+    """Tell whether a pod of the new template requests or limits more of anything than one of the old."""
+    before = _asked(old)
+    return any(amount > before.get(what, Decimal(0)) for what, amount in _asked(new).items())
+
+
+def _asked(template: JSON) -> dict[tuple[str, str], Decimal]:
+    total: dict[tuple[str, str], Decimal] = {}
+    for container in containers(template):
+        for kind in ("requests", "limits"):
+            for resource, amount in ((container.get("resources") or {}).get(kind) or {}).items():
+                total[kind, resource] = total.get((kind, resource), Decimal(0)) + quantity(str(amount))
+    return total
+
+
+def quantity(text: str) -> Decimal:
+    """Read a quantity as Kubernetes writes it: `100m`, `1.5Gi`, `2e3`; what can't be read is nothing."""
+    number = text.rstrip("kMGTPEimunK")
+    try:
+        return Decimal(number) * _FACTORS.get(text[len(number) :], Decimal(1))
+    except InvalidOperation:
+        return Decimal(0)
+
+
+def resources_differ(new: JSON, old: JSON) -> bool:
+    """Tell whether the two ask for something else."""
+    return _asked(new) != _asked(old)
+
+
+def secured(template: JSON) -> JSON:
+    """Give what Pod Security and its like look at."""
+    spec = template.get("spec") or {}
+    kept = ("hostIPC", "hostNetwork", "hostPID", "securityContext", "serviceAccountName")
+    inside = {one["name"]: one.get("securityContext") for one in containers(template) if one.get("securityContext")}
+    paths = [one["hostPath"] for one in spec.get("volumes") or () if "hostPath" in one]
+    return {**{key: spec[key] for key in kept if spec.get(key)}, "containers": inside, "hostPaths": paths}
+
+
+def warm_up(template: JSON) -> int:
+    """Tell how many seconds the probes of a template give its containers to start."""
+    return max((_warm_up(one) for one in containers(template)), default=0)
+
+
+def _warm_up(container: JSON) -> int:
+    start, ready = container.get("startupProbe") or {}, container.get("readinessProbe") or {}
+    # The defaults of Kubernetes: https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#Probe
+    tries = int(start.get("failureThreshold", 3)) * int(start.get("periodSeconds", 10)) if start else 0
+    return int(start.get("initialDelaySeconds", 0)) + tries + int(ready.get("initialDelaySeconds", 0))
