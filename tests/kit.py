@@ -49,7 +49,7 @@ async def install(plane: ControlPlane) -> None:
 async def _served(plane: ControlPlane) -> bool:
     # Who lists them first may be told that their storage is (re)initializing (429), although they are established.
     try:
-        for plural in ("remediations", "remediationpolicies", "clusterremediationpolicies"):
+        for plural in ("remediations", "releasehistories", "remediationpolicies", "clusterremediationpolicies"):
             await plane.api.get(f"/apis/kreflex.dev/v1alpha1/{plural}")
     except Refused:
         return False

@@ -44,6 +44,8 @@ class Action(ABC):
     lasting: ClassVar[bool] = False
     # Part of the remediation of a node, whose Lease is held, which needs rights.
     leased: ClassVar[bool] = False
+    # Leaves a word in the history of a workload's releases, which needs rights.
+    remembering: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -78,16 +78,18 @@ class Transport:
         query: Mapping[str, str] | None = None,
         kind: str = "json",
         nodes: bool = False,
+        operations: list[JSON] | None = None,
     ) -> JSON:
         """Send one request; raises UnavailableError when nothing comes back, ApiError when the answer is no.
 
-        A page of `nodes` is read as it arrives, and only what `node_view` looks at.
+        A page of `nodes` is read as it arrives, and only what `node_view` looks at. `operations` are a JSON patch.
         """
         headers = {"Accept": "application/json", **await self._authorization(), **(_OF_NODES if nodes else {})}
         data = None
-        if body is not None:
+        given = body if operations is None else operations
+        if given is not None:
             headers["Content-Type"] = f"application/{kind}"
-            data = json.dumps(body, separators=(",", ":")).encode()
+            data = json.dumps(given, separators=(",", ":")).encode()
         sent, begun = self.clock.tick(), time.monotonic()
         try:
             with trace.call(method, path) as span:
@@ -395,14 +397,18 @@ class Writer:
         """Merge fields into an object; with `metadata.resourceVersion` only into the one that was read."""
         return await self._send("PATCH", path, body, kind="merge-patch+json")
 
+    async def patch(self, path: str, operations: list[JSON]) -> JSON:
+        """Change an object by a JSON patch; one that sets `/metadata/resourceVersion` is for what was read only."""
+        return await self._send("PATCH", path, None, kind="json-patch+json", operations=operations)
+
     async def delete(self, path: str, body: JSON) -> None:
         """Delete an object under the preconditions that `body` (DeleteOptions) states."""
         await self._send("DELETE", path, body)
 
-    async def _send(self, method: str, path: str, body: JSON, kind: str = "json") -> JSON:
+    async def _send(self, method: str, path: str, body: JSON | None, **options: Any) -> JSON:
         until = ACT_UNTIL.get()
         if until is not None and self._transport.clock.now() >= until:
             raise UnavailableError(
                 f"{method} {path} was left undone: the attempt took too long, others may be at it now"
             )
-        return await self._transport.send(method, path, body, kind=kind)
+        return await self._transport.send(method, path, body, **options)

@@ -68,7 +68,7 @@ class HistorySpec(Part):
 
     model_config = _LENIENT
 
-    workload: Target
+    workload: Target = Field(description="Whose versions they are.")
     revisions: tuple[Noted, ...] = Field((), max_length=KEPT)
 
 

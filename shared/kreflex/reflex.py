@@ -24,12 +24,13 @@ from kreflex.audit import Announcer, log
 from kreflex.cluster import Reader, Transport, Writer, acting_until
 from kreflex.courses import END, Courses, patience, signal_of
 from kreflex.dealt import Dealt
-from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
+from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Remember, Skip, Unknown, Verdict
 from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.gitops import IN_GIT
 from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, guards_of_steps, request_of
+from kreflex.histories import Histories
 from kreflex.kinds import path_in
 from kreflex.leases import Leases
 from kreflex.ledger import FULL, WITHDRAWN, Entry, Ledger, Standing
@@ -122,6 +123,7 @@ class Arc(Generic[S]):
         self.writer = writer
         self.world = World(self.reader, Metrics(core.prometheus_url), reflex.name, core.kreflex_namespace)
         self.records = Records(self.reader, writer)
+        self.histories = Histories(self.reader, writer)
         self.ledger = Ledger(self.reader, writer, core.kreflex_namespace, self._look)
         self.guards = guards(self.reader, self.world.metrics, self.ledger)
         self.announcer = Announcer(writer, reflex.name)
@@ -633,8 +635,19 @@ class Arc(Generic[S]):
         return standing(record, entry.version)
 
     async def decide(self, signal: Signal) -> Decision:
-        decision: Decision = await self.reflex.decide(signal, self.world, self.reflex.settings)
-        return decision
+        decision: Decision | Remember = await self.reflex.decide(signal, self.world, self.reflex.settings)
+        return await self._remember(decision) if isinstance(decision, Remember) else decision
+
+    async def _remember(self, told: Remember) -> Skip:
+        """Write down how a release goes; for the rest of the arc there is nothing to do."""
+        try:
+            await self.histories.note(told.workload, told.noted)
+        except ApiError as error:
+            if "NamespaceTerminating" in error.causes:
+                return Skip("its namespace is being deleted")
+            raise
+        log.info("release.remembered", workload=str(told.workload), because=told.because)
+        return Skip(told.because)
 
     async def _subject(self, signal: Signal, decision: Decision) -> Subject | None:
         if isinstance(decision, Action):

@@ -16,8 +16,9 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from kreflex import audit, auth, guards, leases, ledger, policy, records
+from kreflex import audit, auth, guards, histories, leases, ledger, policy, records
 from kreflex.actions import Action
+from kreflex.decisions import Remember
 from kreflex.reflex import Reflex
 from kreflex.rule import Rule
 from kreflex.serve import REFLEXES
@@ -54,9 +55,11 @@ def rights_of(reflex: Reflex[Any]) -> Rights:
     acts = [rule for action in actions for rule in action.rbac]
     reads = [rule for signal in _alternatives(reflex, "signal") for rule in signal.rbac]
     held = leases.RBAC if any(action.leased for action in actions) else ()
+    remembers = Remember in _alternatives(reflex, "return") or any(action.remembering for action in actions)
+    remembered = histories.RBAC if remembers else ()
     # The records of what is in no namespace are kept at home.
     kept = records.RBAC if in_namespaces(reflex) else tuple(replace(rule, where="home") for rule in records.RBAC)
-    return Rights(reflex.name, tuple(acts), (*reads, *held, *kept, *_CORE))
+    return Rights(reflex.name, tuple(acts), (*reads, *held, *remembered, *kept, *_CORE))
 
 
 def in_namespaces(reflex: Reflex[Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from kreflex.histories import KIND, PLURAL, HistorySpec
 from kreflex.parts import Part
 from kreflex.policy import GROUP, VERSION, PolicySpec
 from kreflex.records import RemediationSpec, RemediationStatus
@@ -185,10 +186,26 @@ def policy(kind: str, plural: str, short: str, *, namespaced: bool) -> JSON:
     return crd(kind, plural, short, spec, namespaced=namespaced, additionalPrinterColumns=columns)
 
 
+def history() -> JSON:
+    """Give the CRD of a workload's releases as they are remembered."""
+    columns = [
+        _column("Kind", ".spec.workload.kind"),
+        _column("Workload", ".spec.workload.name"),
+        _column("Last", ".spec.revisions[0].images[0]"),
+        _column("Healthy", ".spec.revisions[0].healthyAt", kind="date"),
+        _column("Bad", ".spec.revisions[0].bad"),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+    ]
+    spec = structural(HistorySpec)
+    spec["properties"]["revisions"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["hash"]}
+    return crd(KIND, PLURAL, "relhist", spec, namespaced=True, additionalPrinterColumns=columns)
+
+
 def all_crds() -> dict[str, JSON]:
     """Give every CRD by the name of its file."""
     return {
         "remediations.yaml": remediation(),
+        "releasehistories.yaml": history(),
         "remediationpolicies.yaml": policy("RemediationPolicy", "remediationpolicies", "rempol", namespaced=True),
         "clusterremediationpolicies.yaml": policy(
             "ClusterRemediationPolicy", "clusterremediationpolicies", "crempol", namespaced=False
