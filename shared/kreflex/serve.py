@@ -32,7 +32,7 @@ from kreflex.errors import (
 )
 from kreflex.exchange import Body, EarlyAnswer, Seldom, answer_json, problem
 from kreflex.ingress import cloudevents
-from kreflex.policy import load_policies
+from kreflex.policy import GROUP, load_policies
 from kreflex.prom import Metrics
 from kreflex.readiness import LIFETIME, Readiness
 from kreflex.records import Record
@@ -264,8 +264,12 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
 
 
 def _heeded(reflex: Reflex[Any], delivery: Delivery) -> Delivery:
-    """Leave out what the function is not for: an alert may name a pod and its node, and both stand in the delivery."""
+    """Leave out what the function is not for: an alert may name a pod and its node, and both stand in the delivery.
+
+    And what it has said itself, in a reply or in a record: that would wake it again and again.
+    """
     heeds = reflex.heeds
+    delivery = _of_others(reflex, delivery)
     strange: list[Signal | Resolved | Answered] = [one for one in delivery.signals if not isinstance(one, heeds)]
     strange += delivery.resolved if PodSignal not in heeds else ()
     strange += delivery.answered if NodeSignal not in heeds else ()
@@ -277,6 +281,16 @@ def _heeded(reflex: Reflex[Any], delivery: Delivery) -> Delivery:
         resolved=delivery.resolved if PodSignal in heeds else (),
         answered=delivery.answered if NodeSignal in heeds else (),
         ignored=(*delivery.ignored, *(f"{one} is not for {reflex.name}" for one in strange)),
+    )
+
+
+def _of_others(reflex: Reflex[Any], delivery: Delivery) -> Delivery:
+    mine, said = f"{reflex.name}-", f"{GROUP}/functions/{reflex.name}"
+    return replace(
+        delivery,
+        signals=tuple(one for one in delivery.signals if one.source != said),
+        # By its name, so that another function's record costs no call.
+        due=tuple(one for one in delivery.due if one.record.startswith(mine)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Functions for these tests: /echo shows what is read, /nodes finds all nodes well, elsewhere the killer answers."""
+"""Functions for these tests: /echo shows what is read, /nodes and /releases find all well, else the killer answers."""
 
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from kreflex.readiness import Readiness
 from kreflex.reflex import Arc, Reflex
 from kreflex.serve import REFLEXES, Service, _handle, answer
 from kreflex.settings import CoreSettings
-from kreflex.signals import Answered, Delivery, Due, NodeSignal, Resolved, Signal
+from kreflex.signals import Answered, Delivery, Due, NodeSignal, Resolved, Signal, WorkloadSignal
 from kreflex.views import JSON
 from tests.ingress.surroundings import API
 
@@ -37,7 +37,12 @@ async def recovered(treatment: Treatment, world: World, settings: Settings) -> U
     return Unknown("nothing was done")
 
 
+async def decide_of_release(signal: WorkloadSignal, world: World, settings: Settings) -> Skip:
+    return Skip("the release is well")
+
+
 NODES = Reflex("node-watcher", find, decide, recovered, Settings())
+RELEASES = Reflex("release-watcher", find, decide_of_release, recovered, Settings())
 
 
 def told(said: Signal | Due | Resolved | Answered) -> JSON:
@@ -68,6 +73,6 @@ async def main(request: Request) -> Response:
     if request.url.path == "/echo":
         return await answer(request, Service(GATE, echo, READINESS))
     # A new one for each request: it remembers what it has dealt with, and the next test sends the same again.
-    reflex = NODES if request.url.path == "/nodes" else REFLEXES["restart-loop-killer"]
+    reflex = {"/nodes": NODES, "/releases": RELEASES}.get(request.url.path, REFLEXES["restart-loop-killer"])
     arc = Arc(reflex, CoreSettings(), API)
     return await answer(request, Service(GATE, lambda delivery: _handle(arc, delivery), READINESS))

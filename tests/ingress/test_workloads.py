@@ -6,7 +6,7 @@ import pytest
 
 from kreflex.ingress.cloudevents import FOUND
 from kreflex.views import JSON
-from tests.ingress.conftest import Caller
+from tests.ingress.conftest import Answer, Caller
 from tests.ingress.surroundings import API
 from tests.ingress.test_alertmanager import a_webhook, an_alert
 from tests.ingress.test_argo_events import a_resource, sent
@@ -150,6 +150,57 @@ async def test_of_several_only_those_are_heard_that_are_not_over(caller: Caller)
     items = [{**item, "verdict": "Recovered"}, {**item, "verdict": None}, {**item, "verdict": "Ineffective"}]
     told = await heard(caller, {"items": items}, "dev.kreflex.remediation.changed.v1")
     assert (len(told["signals"]), len(told["ignored"])) == (1, 2)
+
+
+def a_record(function: str = "restart-loop-killer", **status: str) -> JSON:
+    """A Remediation of another function, as ApiServerSource sends it."""
+    body = {"apiVersion": "kreflex.dev/v1alpha1", "kind": "Remediation", "status": status}
+    spec = {"function": function, "target": POD, "owner": OWNER}
+    return {**body, "metadata": {"namespace": "shop", "name": f"{function}-cart-1-0123abcd"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    ("status", "summary"),
+    [
+        ({"outcome": "applied", "verdict": "Ineffective", "verdictReason": "it loops again"}, "it loops again"),
+        ({"outcome": "applied", "verdict": "Unknown"}, "a remediation that is unknown"),
+        ({"outcome": "refused", "reason": "OOMKilled"}, "OOMKilled"),
+    ],
+)
+async def test_a_record_tells_others_of_its_owner_too_for_the_waker_passes_no_reply_on(
+    caller: Caller, status: dict[str, str], summary: str
+) -> None:
+    told = await heard(caller, a_record(**status))
+    source = "kreflex.dev/functions/restart-loop-killer"
+    assert told["signals"] == [{**HEARD, "summary": summary, "source": source}]
+    assert [one["record"] for one in told["due"]] == ["restart-loop-killer-cart-1-0123abcd"]
+
+
+@pytest.mark.parametrize(
+    "status", [{}, {"outcome": "applied"}, {"outcome": "applied", "verdict": "Recovered"}, {"outcome": "deferred"}]
+)
+async def test_a_record_that_goes_well_tells_others_nothing(caller: Caller, status: dict[str, str]) -> None:
+    assert (await heard(caller, a_record(**status)))["signals"] == []
+
+
+async def test_a_record_of_another_function_costs_no_call(caller: Caller) -> None:
+    answer = await binary(caller, a_record("rollback", outcome="refused"), path="/", type=UPDATE)
+    assert (answer.status, API.calls) == (204, [])
+
+
+async def test_a_function_is_woken_by_what_others_have_said_and_never_by_itself(caller: Caller) -> None:
+    woken, own = [
+        (await argo(caller, a_record(function, outcome="refused"))).json for function in ("rollback", "release-watcher")
+    ]
+    result = {"about": "Deployment shop/cart", "outcome": "skipped", "because": "the release is well"}
+    assert woken == {"results": [result], "ignored": []}
+    assert [result["outcome"] for result in own["results"]] == ["skipped"]
+    assert [result["about"] for result in own["results"]] == ["record shop/release-watcher-cart-1-0123abcd"]
+
+
+async def argo(caller: Caller, record: JSON) -> Answer:
+    """Send a record as Argo Events does, whose answers tell what became of it."""
+    return await caller.post(a_resource(record), {"content-type": "application/json"}, "/releases")
 
 
 async def test_what_nothing_owns_is_meant_itself(caller: Caller) -> None:

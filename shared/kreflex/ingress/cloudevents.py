@@ -19,7 +19,7 @@ from kreflex.errors import BadEventError, TooLargeError
 from kreflex.ingress import argo_events
 from kreflex.ingress.bodies import LONG, plain, read_base64, read_json, shown
 from kreflex.ingress.names import name_in, names
-from kreflex.ingress.objects import DELETED, read_deleted, read_object, read_reference
+from kreflex.ingress.objects import DELETED, OPEN_ENDED, read_deleted, read_object, read_reference
 from kreflex.kinds import TOLD
 from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Signal, WorkloadSignal, is_name
 from kreflex.trace import Trace, read
@@ -41,7 +41,6 @@ ANSWERED = "dev.kreflex.node.replacement.answered.v1"
 _TOLD_OF = re.compile(
     r"dev\.kreflex\.(remediation\.(ineffective|unknown|refused|changed)|anomaly\.detected|experiment\.finished)\.v1"
 )
-_OPEN_ENDED = frozenset({"ineffective", "unknown", "refused"})
 _EVENTS = "application/cloudevents"
 _STRUCTURED, _BATCH = f"{_EVENTS}+json", f"{_EVENTS}-batch+json"
 _REQUIRED = ("specversion", "id", "source", "type")
@@ -290,7 +289,7 @@ def _about(item: Any, where: str, event: Event) -> Signal | str:
         raise BadEventError(f"{where}.target", "must be the object that it is about")
     kind, target = about.get("kind"), f"{where}.target"
     became = plain(item.get("verdict") or item.get("outcome") or "").lower()
-    if "outcome" in item and became not in _OPEN_ENDED:
+    if "outcome" in item and became not in OPEN_ENDED:
         return f"a remediation that is {became} is for no function here"
     if kind not in ("Pod", *TOLD):
         return f"{plain(event.kind)} is about a {shown(kind)}, which is for no function here"

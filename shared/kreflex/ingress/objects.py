@@ -10,11 +10,13 @@ from kreflex.ingress.names import name_in, names
 from kreflex.kinds import TOLD
 from kreflex.nodes import node_view
 from kreflex.policy import GROUP
-from kreflex.signals import Delivery, Due, NodeSignal, PodSignal, WorkloadSignal, is_name
+from kreflex.signals import Delivery, Due, NodeSignal, PodSignal, Signal, WorkloadSignal, is_name
 from kreflex.trace import Trace, read
 from kreflex.views import JSON, pod_view
 
 DELETED = "an object that was deleted is for no function here"
+# What of a remediation is a reason for another function to look: it did not help, or nothing was done.
+OPEN_ENDED = frozenset({"ineffective", "unknown", "refused"})
 _SHORT = 128
 
 
@@ -26,7 +28,7 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
     if not isinstance(kind, str):
         raise BadEventError(f"{where}.kind", "must be the kind of a Kubernetes object")
     if kind == "Remediation":
-        return Delivery(due=(_record(body, where),))
+        return Delivery(_handed_on(body, delivery), due=(_record(body, where),))
     if kind == "Pod":
         return Delivery((_pod(body, where, source, delivery),))
     if kind == "Node":
@@ -121,6 +123,26 @@ def _own(body: JSON) -> bool:
 def _record(body: Any, where: str) -> Due:
     namespace, name = names(body.get("metadata"), f"{where}.metadata")
     return Due(namespace, name, _opened_in(body))
+
+
+def _handed_on(body: JSON, delivery: str) -> tuple[Signal, ...]:
+    """Read what a record tells other functions: whose remediation it is, they leave out by the source.
+
+    The same is in the reply to the call that changed the record. That comes to nobody if the waker has called.
+    """
+    spec, status = body.get("spec"), body.get("status")
+    if not isinstance(spec, dict) or not isinstance(status, dict):
+        return ()
+    became = plain(status.get("verdict") or status.get("outcome") or "").lower()
+    about = spec.get("owner") or spec.get("target")
+    if became not in OPEN_ENDED or not isinstance(about, dict):
+        return ()
+    kind, namespace, name = about.get("kind"), about.get("namespace"), about.get("name")
+    if kind not in TOLD or not is_name(namespace) or not is_name(name):
+        return ()
+    source = f"{GROUP}/functions/{plain(spec.get('function', ''), _SHORT)}"
+    summary = plain(status.get("verdictReason") or status.get("reason") or f"a remediation that is {became}")
+    return (WorkloadSignal(TOLD[kind], kind, namespace, name, summary=summary, source=source, delivery=delivery),)
 
 
 def _opened_in(body: Any) -> Trace | None:
