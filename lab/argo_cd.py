@@ -123,10 +123,8 @@ class Controller:
             return "Directory", manifests.read(*sorted(place.glob("*.yaml")))
 
     async def _kustomized(self, place: Path) -> list[Json]:
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(self.kubectl, "kustomize", place, stdout=pipe, stderr=pipe)
-        output, errors = await process.communicate()
-        if process.returncode != 0:
+        code, output, errors = await git.ended(self.kubectl, "kustomize", place)
+        if code != 0:
             raise LabError(f"kustomize build: {errors.decode().strip()}")
         return manifests.parsed(output.decode())
 

@@ -6,14 +6,17 @@ lab itself does to a repository (`Repository`) is done on the server's disk, pas
 
 import asyncio
 import base64
+import contextlib
 import io
 import os
+import signal
 import ssl
 import tarfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
@@ -51,19 +54,28 @@ async def git(*arguments: str | Path, directory: Path | None = None, stdin: byte
 
 async def raw(*arguments: str | Path, directory: Path | None = None, stdin: bytes = b"", trust: str = "") -> bytes:
     """As git, for what is no text; `trust` is the file of a certificate."""
-    process = await asyncio.create_subprocess_exec(
-        "git",
-        *(str(argument) for argument in arguments),
-        cwd=directory,
-        env=_environment() | ({"GIT_SSL_CAINFO": trust} if trust else {}),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await process.communicate(stdin)
-    if process.returncode != 0:
+    environment = _environment() | ({"GIT_SSL_CAINFO": trust} if trust else {})
+    code, output, errors = await ended("git", *arguments, stdin=stdin, env=environment, cwd=directory)
+    if code != 0:
         raise GitError(f"git {arguments[0]}: {errors.decode(errors='replace').strip()}")
     return output
+
+
+async def ended(*command: str | Path, stdin: bytes = b"", **options: Any) -> tuple[int | None, bytes, bytes]:
+    """Run a program to its end: code, output, errors. Who is cancelled meanwhile leaves nothing of it behind."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True, **options
+    )
+    try:
+        output, errors = await process.communicate(stdin)
+    except asyncio.CancelledError:
+        # With its children: git's talk to the server, and hold its pipes.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+        raise
+    return process.returncode, output, errors
 
 
 def _environment() -> dict[str, str]:
@@ -271,14 +283,8 @@ class Server:
         if not account.writes and "git-receive-pack" in request.path_qs:
             return web.Response(status=403, text=f"{account.name} may not write\n")
         body = await request.read()
-        process = await asyncio.create_subprocess_exec(
-            *("git", "http-backend"),
-            env=_environment() | self._gateway(request, account, body),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        answer, errors = await process.communicate(body)
+        environment = _environment() | self._gateway(request, account, body)
+        _, answer, errors = await ended("git", "http-backend", stdin=body, env=environment)
         return _parsed(answer) if answer else web.Response(status=500, body=errors)
 
     def _gateway(self, request: web.Request, account: Account, body: bytes) -> dict[str, str]:

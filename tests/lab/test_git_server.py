@@ -1,5 +1,6 @@
 """The lab's Git server and the stand-in for forges, asked by git itself and over HTTP."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,26 @@ async def test_a_clone_may_leave_out_what_it_does_not_need(desk: Desk, tmp_path:
 
     missing = await git.git("rev-list", "--objects", "--missing=print", "HEAD", directory=tmp_path / "partial")
     assert sum(line.startswith("?") for line in missing.splitlines()) == len(FIRST)
+
+
+async def test_who_gives_up_leaves_no_process_behind() -> None:
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        task = asyncio.create_task(git.git("ls-remote", f"http://127.0.0.1:{port}/shop.git"))
+        await asyncio.wait_for(asked.wait(), 10)
+        task.cancel()
+        await asyncio.wait_for(gone.wait(), 10)
+
+    assert (await asyncio.gather(task, return_exceptions=True))[0].__class__ is asyncio.CancelledError
 
 
 async def test_it_speaks_https_to_who_knows_its_authority(tmp_path: Path) -> None:
