@@ -33,7 +33,7 @@ from kreflex.errors import (
     ThrottledError,
     UnavailableError,
 )
-from kreflex.kinds import path_of
+from kreflex.kinds import path_in, path_of
 from kreflex.nodes import Node, node_view, read_nodes
 from kreflex.views import JSON, Pod, Ref, Workload, moment, pod_view, workload_view
 
@@ -252,6 +252,14 @@ class Reader:
         except OutageError as error:
             if error.status != 404:
                 raise
+
+    async def everywhere(self, api_version: str, kind: str) -> AsyncIterator[JSON]:
+        """Read all objects of a kind that we know, in the namespaces that are looked after."""
+        for namespace in self._namespaces or ("",):
+            path = path_in(api_version, kind, namespace)
+            if path is not None:
+                async for item in self.list_served(path):
+                    yield item
 
     async def _items(self, path: str, query: dict[str, str], *, nodes: bool = False) -> AsyncIterator[JSON]:
         query = {"limit": str(_PAGE), **query}
