@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Literal, TypeGuard
 
-from kreflex import histories, others
+from kreflex import gitops, histories, others
 from kreflex.kinds import OWNERS, TO_FIND
 from kreflex.nodes import Node
 from kreflex.records import Answer, Taken
@@ -141,6 +141,9 @@ class WorkloadSignal:
         Rule("", "pods", "list"),
         Rule("apps", "replicasets", "list"),
         Rule("apps", "controllerrevisions", "list"),
+        # Whether its pods fail because of their nodes.
+        Rule("", "nodes", "list", "cluster"),
+        *gitops.RBAC,
         *histories.RBAC_TO_READ,
     )
     rbac_to_find: ClassVar[tuple[Rule, ...]] = (*TO_FIND, *histories.RBAC_TO_READ)
