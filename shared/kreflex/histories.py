@@ -121,10 +121,9 @@ async def history_of(workload: Ref, reader: Reader) -> History:
     return History(workload, body["metadata"]["resourceVersion"], found.revisions if same else ())
 
 
-async def histories(reader: Reader, namespace: str = "") -> AsyncIterator[History]:
-    """Read what is remembered of all workloads, or of those in a namespace: to find what is not noted yet."""
-    where = f"/namespaces/{namespace}" if namespace else ""
-    async for body in reader.list(f"/apis/{API}{where}/{PLURAL}"):
+async def histories(reader: Reader) -> AsyncIterator[History]:
+    """Read what is remembered of all workloads: to find what is not noted yet."""
+    async for body in reader.everywhere(API, KIND):
         found = _read(body)
         yield History(found.workload.ref, body["metadata"]["resourceVersion"], found.revisions)
 
