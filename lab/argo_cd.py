@@ -135,7 +135,11 @@ class Controller:
         """Whether to apply it would change anything: the API server knows best."""
         if live is None:
             return True
-        after = await self.api.apply(await self._path(manifest), manifest, MANAGER, dryRun="All")
+        try:
+            after = await self.api.apply(await self._path(manifest), manifest, MANAGER, dryRun="All")
+        except Refused:
+            # It is the sync that fails, and says why.
+            return True
         return _essence(after) != _essence(live)
 
     def _operation(self, one: Json, compared: Comparison) -> Json | None:

@@ -1,5 +1,6 @@
 """What Git manages on the lab: Flux, and the stand-in for Argo CD, each with a real repository and real pushes."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -266,6 +267,27 @@ async def test_argo_cd_syncs_a_release_and_its_revert(by_argo: Shop) -> None:
     assert await by_argo.image() == "shop:1"
     history = [(entry["id"], entry["revision"]) for entry in application["status"]["history"]]
     assert history == [(0, first), (1, bad), (2, good)]
+
+
+async def test_argo_cd_tries_a_commit_that_is_refused_once_and_says_why(by_argo: Shop) -> None:
+    first = await by_argo.head()
+    broken = kit.deployment("shop", -1, containers=[{"name": "app", "image": "shop:2"}])
+    bad = await by_argo.repository.commit("Break it", {f"{PLAIN}/deployment.yaml": yaml.safe_dump(broken)})
+
+    async def failed() -> Json | None:
+        status: Json = (await by_argo.plane.api.get(f"{argo_cd.APPLICATIONS}/{by_argo.name}"))["status"]
+        return status if status["operationState"]["phase"] == "Failed" else None
+
+    status = await eventually(failed, "a failed sync")
+    await asyncio.sleep(3)  # Longer than self-heal would wait.
+    again = await failed()
+
+    assert again is not None
+    assert again["operationState"] == status["operationState"]
+    assert again["operationState"]["syncResult"]["revision"] == again["sync"]["revision"] == bad
+    assert "must be greater than or equal to 0" in again["operationState"]["message"]
+    assert [entry["revision"] for entry in again["history"]] == [first]
+    assert await by_argo.image() == "shop:1"
 
 
 async def test_without_automated_sync_argo_cd_leaves_a_live_change_until_it_is_resumed(by_argo: Shop) -> None:
