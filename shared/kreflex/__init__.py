@@ -2,33 +2,53 @@
 
 import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
+from kreflex.ailments import Ailment, Limits, ailment
+from kreflex.canaries import Canary, NoCanary, canary_of, marked, this_try, tried
+from kreflex.causes import Elsewhere, Failing, Findings, Undecided, findings, judge
+from kreflex.comparisons import Difference, Inconclusive, Same, Worse, by_pods, compare, failing
 from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
 from kreflex.courses import CUT_OFF
-from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Skip, Unknown, Verdict
+from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Remember, Skip, Unknown, Verdict
 from kreflex.drains import EvictPods, Load, RestartNetworkPod, evictable, network_pods
 from kreflex.durations import Duration, parse_duration, show_duration
 from kreflex.errors import UnavailableError
 from kreflex.fleet import Complaint, complaints, episode
+from kreflex.gates import UNDER_WAY, OpenGate
+from kreflex.gitops import manager_of, source_of
+from kreflex.kinds import is_released
 from kreflex.machines import Backing, DeleteMachine, DeleteNodeClaim, Machine, Nobody, NodeClaim, machine_of
 from kreflex.mends import EndRemediation, MakeRemediation, remediation_of
 from kreflex.nodes import MARK, Node, owner_of
 from kreflex.providers import AskProvider
 from kreflex.records import Taken
+from kreflex.releases import Releases
+from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
+from kreflex.revisions import Release, Untold, release_of, to_remember
+from kreflex.rollouts import AbortRollout, PauseRollout, Progress, progress_of
 from kreflex.serve import serve, wake
 from kreflex.settings import Settings
-from kreflex.signals import Course, NodeSignal, PodSignal
+from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
+from kreflex.surroundings import around, seems_well, worth_a_look
 from kreflex.upkeep import PRESSURES, Rung, Upkeep
 from kreflex.views import Container, Pod, Ref, Workload
+from kreflex.weights import ScaleCanary, TakeTraffic, with_traffic
 from kreflex.world import Treatment, World
 
 __all__ = [
+    "BACK_BY",
+    "BACK_FROM",
+    "BACK_TO",
     "CUT_OFF",
     "MARK",
     "OUT_OF_SERVICE",
     "PRESSURES",
     "TAINTED",
+    "UNDER_WAY",
+    "AbortRollout",
+    "Ailment",
     "AskProvider",
     "Backing",
+    "Canary",
     "Complaint",
     "Container",
     "CordonNode",
@@ -36,47 +56,89 @@ __all__ = [
     "Defer",
     "DeleteMachine",
     "DeleteNodeClaim",
+    "Difference",
     "Duration",
+    "Elsewhere",
     "EndRemediation",
     "EvictPod",
     "EvictPods",
+    "EvictStuck",
+    "Failing",
+    "Findings",
+    "Inconclusive",
     "Ineffective",
+    "Limits",
     "Load",
     "Machine",
     "MakeRemediation",
+    "NoCanary",
     "Nobody",
     "Node",
     "NodeClaim",
     "NodeSignal",
+    "OpenGate",
+    "PauseRollout",
     "Pod",
     "PodSignal",
+    "Progress",
     "Recovered",
     "Ref",
     "Refuse",
+    "Release",
+    "Releases",
+    "Remember",
     "RestartNetworkPod",
+    "RevertTemplate",
     "Rung",
+    "Same",
+    "ScaleCanary",
     "Settings",
     "Skip",
     "TaintOutOfService",
+    "TakeTraffic",
     "Taken",
     "Treatment",
     "UnavailableError",
     "UncordonNode",
+    "Undecided",
     "Unknown",
     "UntaintNode",
+    "Untold",
     "Upkeep",
     "Verdict",
     "Workload",
+    "WorkloadSignal",
     "World",
+    "Worse",
+    "ailment",
+    "around",
+    "by_pods",
+    "canary_of",
+    "compare",
     "complaints",
     "episode",
     "evictable",
+    "failing",
+    "findings",
+    "is_released",
+    "judge",
     "machine_of",
+    "manager_of",
+    "marked",
     "network_pods",
     "owner_of",
     "parse_duration",
+    "progress_of",
+    "release_of",
     "remediation_of",
+    "seems_well",
     "serve",
     "show_duration",
+    "source_of",
+    "this_try",
+    "to_remember",
+    "tried",
     "wake",
+    "with_traffic",
+    "worth_a_look",
 ]

@@ -28,6 +28,7 @@ from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Remember, S
 from kreflex.due import is_due
 from kreflex.durations import show_duration
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
+from kreflex.gates import OpenGate, analysis_of
 from kreflex.gitops import IN_GIT
 from kreflex.guards import EARLY, RECHECK, Case, Refusal, guards, guards_of_steps, request_of
 from kreflex.histories import Histories
@@ -154,6 +155,19 @@ class Arc(Generic[S]):
             except GoneError as error:
                 log.info("arc.gone", about=str(signal), error=str(error))
         raise UnavailableError(f"{signal} changes faster than it can be read")
+
+    async def opened(self, signal: WorkloadSignal) -> bool:
+        """Tell whether a record says that Flagger may roll this version of a Canary back now."""
+        path = path_in(signal.api_version, signal.kind, signal.namespace, signal.name)
+        body = await self.reader.get(path) if path else None
+        if body is None:
+            return False
+        canary = analysis_of(body)
+        record = await self.records.unfinished(self.reflex.name, canary.ref.uid, canary.ref.namespace)
+        if record is None or record.status.phase != "Applied" or record.status.intent is None:
+            return False
+        same = record.episode.partition("/")[0] == canary.version
+        return same and record.status.intent.action == OpenGate.__name__
 
     def settled_on_the_way(self) -> list[Result]:
         """Hand over the verdicts that were found for other records than those asked for."""

@@ -38,7 +38,7 @@ from kreflex.readiness import LIFETIME, Readiness
 from kreflex.records import Record
 from kreflex.reflex import Arc, Asked, Reflex, Result, handle_all
 from kreflex.settings import CoreSettings, Settings
-from kreflex.signals import Answered, Delivery, NodeSignal, PodSignal, Resolved, Signal
+from kreflex.signals import Answered, Delivery, NodeSignal, PodSignal, Resolved, Signal, WorkloadSignal
 from kreflex.views import JSON
 from kreflex.waking import Waker
 from kreflex.world import Treatment, World
@@ -52,7 +52,7 @@ REFLEXES: dict[str, Reflex[Any]] = {}
 _TOLD = 50
 # A request more is told to come again. Each may hold a body of 32 MiB.
 _MOST_REQUESTS = 200
-_SENDERS = frozenset({"alertmanager", "argo-events", "cloudevents"})
+_SENDERS = frozenset({"alertmanager", "argo-events", "cloudevents", "flagger"})
 _STRANGERS = Seldom()
 
 
@@ -256,6 +256,8 @@ async def _handle(arc: Arc[Any], delivery: Delivery) -> Response:
         figures.SIGNALS.add("unavailable" if isinstance(error, UnavailableError) else "error")
         if not isinstance(error, UnavailableError):
             log.error("signal.failed", error=repr(error), exc_info=error)
+    if delivery.gate and not errors:
+        return await _gate(arc, delivery, results)
     if errors:
         # The rest is not lost: what is recorded is a duplicate when the sender comes again.
         status = 503 if all(isinstance(error, UnavailableError) for error in errors) else 500
@@ -292,6 +294,18 @@ def _of_others(reflex: Reflex[Any], delivery: Delivery) -> Delivery:
         # By its name, so that another function's record costs no call.
         due=tuple(one for one in delivery.due if one.record.startswith(mine)),
     )
+
+
+async def _gate(arc: Arc[Any], delivery: Delivery, results: Sequence[Result]) -> Response:
+    """Answer who takes each success for a yes: 200 only while a record says so, and 412 in every other case.
+
+    412, because retryablehttp, which Flagger calls with, repeats 429 and what is 500 or more.
+    """
+    opened = [await arc.opened(signal) for signal in delivery.signals if isinstance(signal, WorkloadSignal)]
+    if opened and all(opened):
+        return _summary(delivery, results)
+    told = [result.because for result in results] or list(delivery.ignored)
+    return problem(412, KreflexError("; ".join(told) or "there is nothing to roll back"))
 
 
 def _summary(delivery: Delivery, results: Sequence[Result]) -> Response:

@@ -204,7 +204,8 @@ class Answered:
 class Delivery:
     """What one request asks for: signals, due records, verdicts, and what was understood but is for no function.
 
-    `tick` says that a clock has sent it, which is what the waker waits for. `trace` is where the request came from, and
+    `tick` says that a clock has sent it, which is what the waker waits for. `gate` says that the sender takes a success
+    for "roll back now" and is told no in every other case. `trace` is where the request came from, and
     `about` says for the log and the span who sent it.
     """
 
@@ -215,5 +216,6 @@ class Delivery:
     ignored: tuple[str, ...] = ()
     wants_event: bool = False
     tick: bool = False
+    gate: bool = False
     trace: Trace | None = None
     about: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kreflex.errors import TooLargeError
-from kreflex.ingress import alertmanager, argo_events, cloudevents
+from kreflex.ingress import alertmanager, argo_events, cloudevents, flagger
 from kreflex.ingress.bodies import read_json
 from kreflex.signals import Delivery
 from kreflex.trace import from_headers
@@ -29,4 +29,4 @@ def _plain(body: bytes | bytearray) -> Delivery:
         return alertmanager.parse(content)
     if len(body) > cloudevents.MOST_BYTES:
         raise TooLargeError(f"the body is larger than {cloudevents.MOST_BYTES} bytes, and no Alertmanager webhook")
-    return argo_events.parse(content)
+    return flagger.parse(content) if flagger.is_flagger(content) else argo_events.parse(content)
