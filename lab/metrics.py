@@ -119,6 +119,8 @@ def statefulset_samples(statefulset: Thing) -> Iterator[Sample]:
     yield "kube_statefulset_replicas", labels, statefulset["spec"].get("replicas", 1)
     for key in ("replicas", "readyReplicas", "availableReplicas", "currentReplicas", "updatedReplicas"):
         yield f"kube_statefulset_status_replicas{_suffix(key)}", labels, status.get(key, 0)
+    for key in ("currentRevision", "updateRevision"):
+        yield f"kube_statefulset_status{_snake(key)}", labels | {"revision": status.get(key, "")}, 1
 
 
 def daemonset_samples(daemonset: Thing) -> Iterator[Sample]:
@@ -130,6 +132,7 @@ def daemonset_samples(daemonset: Thing) -> Iterator[Sample]:
         "currentNumberScheduled",
         "desiredNumberScheduled",
         "numberAvailable",
+        "numberMisscheduled",
         "numberReady",
         "numberUnavailable",
         "updatedNumberScheduled",

@@ -19,7 +19,7 @@ def amtool() -> Path:
 
 def receivers(amtool: Path, alert: str, **labels: str) -> set[str]:
     """Ask amtool who hears of an alert with these labels."""
-    given = [f"{name}={value}" for name, value in {"alertname": alert, "namespace": "shop", **labels}.items()]
+    given = [f'{name}="{value}"' for name, value in {"alertname": alert, "namespace": "shop", **labels}.items()]
     command: list[str | Path] = [amtool, "config", "routes", "test", f"--config.file={EXAMPLE}", *given]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -33,11 +33,34 @@ def test_alertmanager_accepts_the_example(amtool: Path) -> None:
 
 def test_the_fast_rule_wakes_the_function_and_no_person(amtool: Path) -> None:
     heard = receivers(amtool, "KreflexPodRestartLooping", function="restart-loop-killer", severity="none")
-    assert heard == {"restart-loop-killer", "nobody"}
+    assert heard == {"restart-loop-killer", "rollback", "nobody"}
 
 
-def test_the_stock_rule_wakes_the_function_and_people(amtool: Path) -> None:
-    assert receivers(amtool, "KubePodCrashLooping", severity="warning") == {"restart-loop-killer", "people"}
+def test_the_stock_rule_wakes_both_functions_that_it_concerns_and_people(amtool: Path) -> None:
+    heard = receivers(amtool, "KubePodCrashLooping", severity="warning")
+    assert heard == {"restart-loop-killer", "rollback", "people"}
+
+
+def test_the_stock_rules_about_workloads_wake_the_function_for_releases_and_people(amtool: Path) -> None:
+    stock = yaml.safe_load((TRIGGERS / "prometheus" / "stock.rules.yaml").read_text())["groups"]
+    about = {rule["alert"] for group in stock if group["name"] == "kubernetes-apps" for rule in group["rules"]}
+    assert len(about) > 7
+    for name in about - {"KubePodCrashLooping"}:
+        assert receivers(amtool, name) == {"rollback", "people"}, name
+
+
+@pytest.mark.parametrize(
+    ("label", "woken"),
+    [
+        ("rollback", {"rollback"}),
+        ("canary-aborter", {"canary-aborter"}),
+        ("rollback,canary-aborter", {"rollback", "canary-aborter"}),
+        ("canary-aborter,rollback", {"rollback", "canary-aborter"}),
+        ("not-rollback", set()),
+    ],
+)
+def test_an_alert_of_ones_own_names_the_functions_that_it_wakes(amtool: Path, label: str, woken: set[str]) -> None:
+    assert receivers(amtool, "CartErrors", deployment="cart", kreflex=label) == {*woken, "people"}
 
 
 def test_what_became_of_a_remediation_is_for_people_only(amtool: Path) -> None:
@@ -74,10 +97,21 @@ def test_all_nodes_of_an_outage_come_together() -> None:
 
 def test_the_prometheus_operator_is_told_the_same() -> None:
     file = TRIGGERS / "prometheus-operator" / "alertmanagerconfig.yaml"
-    for told in yaml.safe_load(file.read_text())["spec"]["route"]["routes"]:
-        (route,) = routes_to(told["receiver"])
-        matchers = [f'{one["name"]} {one["matchType"]} "{one["value"]}"' for one in told["matchers"]]
-        assert (route["matchers"], route["group_by"]) == (matchers, told["groupBy"])
+    told = [
+        (one["receiver"], [f'{m["name"]} {m["matchType"]} "{m["value"]}"' for m in one["matchers"]], one["groupBy"])
+        for one in yaml.safe_load(file.read_text())["spec"]["route"]["routes"]
+    ]
+    functions = {receiver for receiver, _, _ in told}
+    routes = yaml.safe_load(EXAMPLE.read_text())["route"]["routes"]
+    ours = [one for one in routes if one["receiver"] in functions]
+    assert told == [(one["receiver"], one["matchers"], one["group_by"]) for one in ours]
+
+
+def test_no_route_to_a_function_keeps_an_alert_from_the_next() -> None:
+    told = yaml.safe_load((TRIGGERS / "prometheus-operator" / "alertmanagerconfig.yaml").read_text())["spec"]["route"]
+    routes = [*told["routes"][:-1], *yaml.safe_load(EXAMPLE.read_text())["route"]["routes"]]
+    ours = [one for one in routes if one["receiver"] not in {"people", "nobody"}]
+    assert [one["receiver"] for one in ours if not one.get("continue")] == []
 
 
 def test_the_pods_of_one_owner_come_together() -> None:
