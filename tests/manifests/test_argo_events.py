@@ -12,6 +12,8 @@ from tests.manifests import rendered
 from tests.manifests.rendered import TRIGGERS, Json
 
 FOLDER = TRIGGERS / "argo-events"
+# For what is no part of Kubernetes: a source for each, which is applied where it is there.
+MORE = sorted(file.parent for file in (TRIGGERS / "argo-events-more").glob("*/kustomization.yaml"))
 PREFIX = "io.argoproj.events.v1alpha1"
 KINDS = ("EventBus", "EventSource", "Sensor")
 FINAL = [200, 202, 204]
@@ -75,7 +77,7 @@ def triggers() -> list[tuple[Json, Json]]:
 
 
 def test_argo_knows_each_field() -> None:
-    found = rendered.of_kind(FOLDER, *KINDS)
+    found = [document for folder in (FOLDER, *MORE) for document in rendered.of_kind(folder, *KINDS)]
     assert {document["kind"] for document in found} == set(KINDS)
     wrong = [
         fault
@@ -108,7 +110,8 @@ def test_its_controller_knows_the_version_of_the_bus() -> None:
 def test_each_dependency_is_an_event_of_a_source() -> None:
     events = {
         (source["metadata"]["name"], name)
-        for source in rendered.of_kind(FOLDER, "EventSource")
+        for folder in (FOLDER, *MORE)
+        for source in rendered.of_kind(folder, "EventSource")
         for kind in ("calendar", "resource", "webhook")
         for name in source["spec"].get(kind, {})
     }
@@ -116,6 +119,17 @@ def test_each_dependency_is_an_event_of_a_source() -> None:
         (one["eventSourceName"], one["eventName"]) for sensor in sensors() for one in dependencies(sensor).values()
     }
     assert wanted == events
+
+
+def test_a_source_may_watch_what_it_tells_of() -> None:
+    for folder in (FOLDER, *MORE):
+        (role,) = rendered.of_kind(folder, "ClusterRole")
+        granted = {
+            (group, resource) for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"]
+        }
+        sources = rendered.of_kind(folder, "EventSource")
+        told = [one for source in sources for one in source["spec"].get("resource", {}).values()]
+        assert {(one["group"], one["resource"]) for one in told} == granted
 
 
 def test_each_trigger_has_one_dependency_that_it_takes_everything_from() -> None:
@@ -136,11 +150,14 @@ def test_each_trigger_is_repeated_until_it_is_answered_with_a_final_code() -> No
 
 
 def test_each_request_is_a_cloudevent_that_shows_who_sends_it() -> None:
-    kinds = {"nodes": "resource", "pods": "resource", "records": "resource", "alerts": "webhook", "minute": "calendar"}
+    kinds = {"alerts": "webhook", "minute": "calendar"}
     for _, trigger in triggers():
         http = trigger["template"]["http"]
         assert http["headers"]["ce-specversion"] == "1.0"
-        assert http["headers"]["ce-type"] == f"io.argoproj.events.{kinds[trigger['template']['conditions']]}"
+        assert (
+            http["headers"]["ce-type"]
+            == f"io.argoproj.events.{kinds.get(trigger['template']['conditions'], 'resource')}"
+        )
         assert http["headers"]["ce-source"]
         assert [header["dest"] for header in http["dynamicHeaders"]] == ["ce-id"]
         assert [header["name"] for header in http["secureHeaders"]] == ["Authorization"]

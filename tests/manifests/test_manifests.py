@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kreflex import kinds
 from kreflex.auth import CallerSettings
 from kreflex.policy import Policy, PolicySpec, combine
 from kreflex.rights import all_rights, manifests, render
@@ -395,8 +396,12 @@ def test_what_knative_calls_exists_and_lets_its_accounts_in(folder: Path, whole:
         assert oidc_account(document) in environments(whole)[called["ref"]["name"]]["CALLERS_ACCOUNTS"].split(",")
 
 
-def test_a_source_may_watch_what_it_tells_of() -> None:
-    folder = TRIGGERS / "knative-eventing"
+SOURCES = sorted(folder for folder in SENDERS if rendered.of_kind(folder, "ApiServerSource"))
+PLURALS = {kind: plural for (_, kind), plural in (*kinds.RELEASED.items(), *kinds.SHARING.items())}
+
+
+@pytest.mark.parametrize("folder", SOURCES, ids=rendered.name_of)
+def test_a_source_may_watch_what_it_tells_of(folder: Path) -> None:
     (role,) = rendered.of_kind(folder, "ClusterRole")
     granted = {
         (group, resource, verb)
@@ -406,7 +411,7 @@ def test_a_source_may_watch_what_it_tells_of() -> None:
         for verb in rule["verbs"]
     }
     wanted = {
-        (one["apiVersion"].rpartition("/")[0].partition("/")[0], f"{one['kind'].lower()}s", verb)
+        (one["apiVersion"].rpartition("/")[0], PLURALS.get(one["kind"], f"{one['kind'].lower()}s"), verb)
         for source in rendered.of_kind(folder, "ApiServerSource")
         for one in source["spec"]["resources"]
         for verb in ("get", "list", "watch")
@@ -414,7 +419,30 @@ def test_a_source_may_watch_what_it_tells_of() -> None:
     assert granted == wanted
 
 
+def watched(folder: Path) -> set[tuple[str, str]]:
+    """The versions and kinds that the sources of a folder watch."""
+    sources = rendered.of_kind(folder, "ApiServerSource")
+    return {(one["apiVersion"], one["kind"]) for source in sources for one in source["spec"]["resources"]}
+
+
+def test_what_is_no_part_of_kubernetes_has_a_source_of_its_own() -> None:
+    """Knative's adapter ends when it is asked for a group that is not served, with all other kinds it watches.
+
+    knative.dev/eventing pkg/adapter/apiserver/adapter.go, collectResourceMatches.
+    """
+    foreign = ("argoproj.io", "flagger.app", "gateway.networking.k8s.io", "networking.istio.io")
+    apart = [folder for folder in SOURCES if any(version.startswith(foreign) for version, _ in watched(folder))]
+    assert [len(watched(folder)) for folder in apart] == [1] * len(foreign)
+
+
+def test_all_kinds_that_a_function_may_be_told_of_have_a_source() -> None:
+    found = {one for folder in SOURCES for one in watched(folder)}
+    assert {(version, kind) for kind, version in kinds.TOLD.items()} <= found
+
+
 UPDATE = "dev.knative.apiserver.resource.update"
+VERDICT = "dev.kreflex.remediation.ineffective.v1"
+OURS = "kreflex.dev/functions/"
 
 
 @pytest.mark.parametrize(
@@ -451,6 +479,52 @@ def test_the_broker_tells_node_replacer_what_concerns_it(attributes: dict[str, s
     assert not told("restart-loop-killer", attributes) or not wanted
 
 
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"type": UPDATE, "kind": "Deployment", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "StatefulSet", "name": "db"}, True),
+        ({"type": UPDATE, "kind": "DaemonSet", "name": "agent"}, True),
+        ({"type": UPDATE, "kind": "Rollout", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "restart-loop-killer-cart-0123abcd"}, True),
+        ({"type": VERDICT, "source": f"{OURS}restart-loop-killer"}, True),
+        ({"type": "dev.kreflex.remediation.changed.v1", "source": f"{OURS}canary-aborter"}, True),
+        ({"type": "dev.kreflex.anomaly.detected.v1", "source": "anywhere"}, True),
+        ({"type": VERDICT, "source": f"{OURS}rollback"}, False),
+        ({"type": "dev.kreflex.remediation.recovered.v1", "source": f"{OURS}restart-loop-killer"}, False),
+        ({"type": "dev.knative.apiserver.resource.add", "kind": "Deployment", "name": "cart"}, False),
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, False),
+        ({"type": UPDATE, "kind": "Ingress", "name": "cart"}, False),
+        ({"type": "dev.kreflex.experiment.finished.v1"}, False),
+    ],
+)
+def test_the_broker_tells_rollback_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
+    assert told("rollback", attributes) is wanted
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"type": UPDATE, "kind": "Rollout", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "Ingress", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "HTTPRoute", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "VirtualService", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "Canary", "name": "cart"}, True),
+        ({"type": UPDATE, "kind": "Deployment", "name": "cart-canary"}, True),
+        ({"type": UPDATE, "kind": "Remediation", "name": "canary-aborter-cart-0123abcd"}, True),
+        ({"type": "dev.kreflex.anomaly.detected.v1"}, True),
+        ({"type": "dev.kreflex.experiment.finished.v1"}, True),
+        ({"type": UPDATE, "kind": "Deployment", "name": "cart"}, False),
+        ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, False),
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-canary-1"}, False),
+        ({"type": VERDICT, "source": f"{OURS}rollback"}, False),
+    ],
+)
+def test_the_broker_tells_canary_aborter_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
+    assert told("canary-aborter", attributes) is wanted
+
+
 def told(function: str, attributes: dict[str, str]) -> bool:
     """Whether the Trigger of a function lets an event with these attributes pass."""
     triggers = rendered.of_kind(TRIGGERS / "knative-eventing", "Trigger")
@@ -463,7 +537,11 @@ def passes(expression: Json, attributes: dict[str, str]) -> bool:
     ((dialect, value),) = expression.items()
     if dialect in {"all", "any"}:
         return {"all": all, "any": any}[dialect](passes(one, attributes) for one in value)
+    if dialect == "not":
+        return not passes(value, attributes)
     if dialect == "prefix":
         return all(attributes.get(name, "").startswith(text) for name, text in value.items())
+    if dialect == "suffix":
+        return all(attributes.get(name, "").endswith(text) for name, text in value.items())
     assert dialect == "exact"
     return all(attributes.get(name) == text for name, text in value.items())
