@@ -31,8 +31,12 @@ _NOTED = Check(
 _NOT_PAUSED = Check(
     f"!({_CHANGED}) || !oldObject.spec.?paused.orValue(false)", "somebody has paused it: resume it, or wait for him"
 )
+# An API server counts a DaemonSet's templates there, whoever writes one.
+_COUNTED = {"daemonsets": ("deprecated.daemonset.template.generation",)}
 _WRITES = tuple(
-    Rule(group, plural, "patch", fields=("spec.template",), checks=(_NOTED, _NOT_PAUSED))
+    Rule(
+        group, plural, "patch", fields=("spec.template",), checks=(_NOTED, _NOT_PAUSED), notes=_COUNTED.get(plural, ())
+    )
     for (group, _), plural in RELEASED.items()
 )
 
