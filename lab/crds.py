@@ -87,7 +87,20 @@ PROMETHEUS_OPERATOR = Archive(
         for name in ("alertmanagerconfigs", "podmonitors", "prometheusrules")
     ),
 )
+GATEWAY_API = Archive("sigs.k8s.io/gateway-api", ("config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",))
+ISTIO = Archive("istio.io/api", ("kubernetes/customresourcedefinitions.gen.yaml",))
+FLAGGER = Archive("github.com/fluxcd/flagger", ("artifacts/flagger/crd.yaml",))
+# What shares out the traffic of canaries.
+_SHARING = {"HTTPRoute", "VirtualService", "DestinationRule", "Canary"}
 ARCHIVES = (KNATIVE_SERVING, KNATIVE_EVENTING, ARGO_EVENTS, PROMETHEUS_OPERATOR)
+
+
+def sharing_crds() -> list[Json]:
+    """The definitions of what shares out the traffic of canaries, as their projects ship them."""
+    files = [file for archive in (GATEWAY_API, ISTIO, FLAGGER) for file in archive.fetch()]
+    documents = [document for file in files for document in yaml.load_all(file.read_text(), _Loader) if document]
+    found = [one for one in documents if one["kind"] == "CustomResourceDefinition"]
+    return [one for one in found if one["spec"]["names"]["kind"] in _SHARING]
 
 
 def strict_crds() -> list[Json]:
