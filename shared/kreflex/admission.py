@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.guards import OPT_OUT
 from kreflex.leases import NAMESPACE as LEASES
 from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
@@ -27,10 +28,12 @@ _KEPT_BY_THE_SERVER = {"generation", "managedFields", "resourceVersion"}
 # https://fluxcd.io/flux/components/kustomize/kustomizations/#garbage-collection
 _GIT_ANNOTATIONS = ("argocd.argoproj.io/tracking-id",)
 _GIT_LABELS = ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")
-_GITS = " || ".join(
+_MARKED = " || ".join(
     [f"oldObject.metadata.?annotations[?'{key}'].hasValue()" for key in _GIT_ANNOTATIONS]
     + [f"oldObject.metadata.?labels[?'{key}'].hasValue()" for key in _GIT_LABELS]
 )
+# Said in a write of its own, before: nothing writes it down by the way.
+_GITS = f"({_MARKED}) && !oldObject.metadata.?annotations[?'{SYNC_SUSPENDED}'].hasValue()"
 
 _UNPROTECTED = (
     Check(
@@ -117,7 +120,8 @@ def _checks(rules: Sequence[Rule], *, acts: bool) -> Iterable[Check]:
         notes = {note for rule in rules for note in rule.notes}
         yield _unchanged({field for rule in rules for field in rule.fields}, notes)
         if acts:
-            yield from (_not_gits(field) for rule in rules for field in rule.fields if not field.startswith("status"))
+            owned = [field for rule in rules if not rule.despite_git for field in rule.fields]
+            yield from (_not_gits(field) for field in owned if not field.startswith("status"))
 
 
 def _unchanged(fields: set[str], notes: set[str]) -> Check:

@@ -159,7 +159,7 @@ def wilson(failed: float, requests: float, confidence: float) -> tuple[float, fl
     middle = share + squared / (2 * requests)
     half = z * sqrt(share * (1 - share) / requests + squared / (4 * requests * requests))
     whole = 1 + squared / requests
-    return (middle - half) / whole, (middle + half) / whole
+    return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)
 
 
 def by_pods(trial: Sequence[Pod], stable: Sequence[Pod], patience: timedelta, now: datetime) -> Difference:

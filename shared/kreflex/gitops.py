@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -31,18 +31,19 @@ _INSTANCE = "app.kubernetes.io/instance"
 # https://argo-cd.readthedocs.io/en/stable/operator-manual/high_availability/#manifest-paths-annotation
 _GENERATED_FROM = "argocd.argoproj.io/manifest-generate-paths"
 SUSPENDED_BY = "kreflex.dev/suspended-by"
+# On a workload: that the sync which would undo a live write is suspended, by which record.
+SYNC_SUSPENDED = "kreflex.dev/sync-suspended"
 ARGO_NAMESPACE = "argocd"
 # Who reads must not refuse again at each crash of a pod what people have to mend in Git.
-CONFLICT, DENIED, PROTECTED, UNKNOWN, ELSEWHERE, WIDE = (
+CONFLICT, DENIED, PROTECTED, UNKNOWN, ELSEWHERE = (
     "GitConflict",
     "GitDenied",
     "GitProtected",
     "GitHistory",
     "GitElsewhere",
-    "GitWide",
 )
 SAME_AGAIN, OWN_ROLLBACK = "SameVersionAgain", "RollbackOfRollback"
-IN_GIT = frozenset({CONFLICT, DENIED, PROTECTED, UNKNOWN, ELSEWHERE, WIDE})
+IN_GIT = frozenset({CONFLICT, PROTECTED, UNKNOWN, ELSEWHERE})
 RBAC = (
     Rule(ARGO, "applications", "get", "cluster"),
     Rule(KUSTOMIZE, "kustomizations", "get", "cluster"),
@@ -326,7 +327,7 @@ async def _kustomization(ref: Ref, body: JSON, reader: Reader) -> Manager | None
         others=_inventory(status, body),
         complaint=_flux_complaint(status) or _flux_complaint((source or {}).get("status") or {}),
         restored=_flux_restored(meta),
-        source=source_ref if source is not None else None,
+        source=replace(source_ref, uid=source["metadata"]["uid"]) if source is not None else None,
         held=_flux_held(named, source_ref, source),
     )
 

@@ -52,3 +52,8 @@ def path_in(api_version: str, kind: str, namespace: str, name: str = "") -> str 
         return None
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"/apis/{group}/{version}{where}/{plural}{f'/{name}' if name else ''}"
+
+
+def is_released(ref: Ref) -> bool:
+    """Tell whether it is of a kind that has releases: a template, and a history of it."""
+    return (ref.api_version.rpartition("/")[0], ref.kind) in RELEASED

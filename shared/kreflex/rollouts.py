@@ -13,6 +13,7 @@ from kreflex.actions import register
 from kreflex.canaryactions import CanaryAction, as_read, served_at
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ApiError
+from kreflex.gitops import RBAC as READS_GIT
 from kreflex.nodes import MARK
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON
@@ -148,6 +149,7 @@ class PauseRollout(RolloutStep):
     """Keep a canary where it is while nobody can tell whether it is worse; people resume it."""
 
     rbac: ClassVar[tuple[Rule, ...]] = (
+        *READS_GIT,
         Rule(_GROUP, "rollouts", "get"),
         Rule(_GROUP, "rollouts", "patch", fields=("spec.paused",), checks=(_PAUSES,)),
     )

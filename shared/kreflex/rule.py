@@ -25,7 +25,8 @@ class Rule:
     nodes' Leases, "cluster" for what is read in all of them at once or belongs to none. `names` are the only objects
     that are meant. `fields` are the only ones that an update may change (`spec.replicas`, dots between); one that Git
     owns is denied then, too. `notes` are annotations that are not ours and that it may change all the same.
-    `everywhere` holds in protected namespaces, too: a node can't be emptied without their pods.
+    `everywhere` holds in protected namespaces, too: a node can't be emptied without their pods. `despite_git` changes
+    its fields where Git owns the object, too: fields that Git's manifests leave alone.
     """
 
     group: str
@@ -37,3 +38,4 @@ class Rule:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     everywhere: bool = False
+    despite_git: bool = False

@@ -15,6 +15,7 @@ from typing import ClassVar
 from kreflex.actions import register
 from kreflex.canaryactions import CanaryAction, as_read, served_at
 from kreflex.cluster import Reader, Writer
+from kreflex.gitops import RBAC as READS_GIT
 from kreflex.nodes import MARK
 from kreflex.policy import GROUP
 from kreflex.rule import Check, Rule
@@ -215,6 +216,7 @@ class TakeTraffic(CanaryAction):
 
     rbac: ClassVar[tuple[Rule, ...]] = (
         *_READS,
+        *READS_GIT,
         Rule("networking.k8s.io", "ingresses", "patch", notes=(NGINX_WEIGHT,), checks=(_ONLY_DOWN,)),
         Rule(
             "gateway.networking.k8s.io",
@@ -275,6 +277,7 @@ class ScaleCanary(CanaryAction):
 
     rbac: ClassVar[tuple[Rule, ...]] = (
         *_READS,
+        *READS_GIT,
         Rule("apps", "deployments", "get"),
         Rule("apps", "deployments", "patch", fields=("spec.replicas",), checks=(_TO_NOTHING,)),
     )
