@@ -301,7 +301,8 @@ def to_remember(release: Release, least: timedelta, now: datetime, source: str =
 
 def unremembered(body: JSON, history: History | None, least: timedelta) -> bool:
     """Tell, from a list of workloads, whether one runs well as it is, and nobody has noted that."""
-    if not progress.complete(body) or not workload_view(body).ready:
+    template = (body.get("spec") or {}).get("template")
+    if template is None or not progress.complete(body) or not workload_view(body).ready:
         return False
-    known = history.of_template(digest(body["spec"]["template"])) if history is not None else None
+    known = history.of_template(digest(template)) if history is not None else None
     return known is None or not known.proves(least)
