@@ -1,0 +1,339 @@
+"""Go back to the last revision that was really healthy, where nothing but the change can be why a release fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import Field
+
+from kreflex import (
+    BACK_BY,
+    BACK_FROM,
+    BACK_TO,
+    CUT_OFF,
+    Ailment,
+    Defer,
+    Elsewhere,
+    EvictStuck,
+    Failing,
+    Findings,
+    Ineffective,
+    Limits,
+    Pod,
+    PodSignal,
+    Recovered,
+    Ref,
+    Refuse,
+    Release,
+    Releases,
+    Remember,
+    RevertTemplate,
+    Settings,
+    Skip,
+    Treatment,
+    Undecided,
+    Unknown,
+    Untold,
+    Workload,
+    WorkloadSignal,
+    World,
+    ailment,
+    around,
+    findings,
+    is_released,
+    judge,
+    manager_of,
+    release_of,
+    seems_well,
+    serve,
+    show_duration,
+    source_of,
+    to_remember,
+    worth_a_look,
+)
+
+# creationTimestamp and the times of conditions have whole seconds, the fraction cut off.
+SECOND = timedelta(seconds=1)
+GLANCE, RECHECK = timedelta(seconds=2), timedelta(minutes=1)
+# How many times the policy's patience a StatefulSet has to get its pods back, one by one, before the verdict is asked.
+RETURN = 10
+HELM = ("app.kubernetes.io/managed-by", "meta.helm.sh/release-name")
+
+
+class RollbackSettings(Settings):
+    """What counts as a crash loop of a new version, and where Argo CD is."""
+
+    restarts_above: int = Field(
+        2, ge=0, description="A new pod loops when a container of it has restarted more often than this."
+    )
+    argocd_namespace: str = Field("argocd", min_length=1, description="Where the Applications of Argo CD are.")
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A release that is looked at, with what the policies say of it and what has been done so far."""
+
+    signal: PodSignal | WorkloadSignal
+    release: Release
+    rules: Releases
+    world: World
+    settings: RollbackSettings
+
+    @property
+    def limits(self) -> Limits:
+        """From when on something counts."""
+        return Limits(self.settings.restarts_above, self.rules.patience)
+
+    @property
+    def workload(self) -> Workload:
+        """The workload that is ill."""
+        return self.release.workload
+
+    @property
+    def record(self) -> str:
+        """The name of the record of what has begun, or ""."""
+        course = self.signal.course if isinstance(self.signal, WorkloadSignal) else None
+        return course.record if course else ""
+
+    @property
+    def episode(self) -> str:
+        """Name the fault: this version, as this revision. The same version once more is another fault."""
+        if self.signal.recorded and self.signal.episode:
+            return self.signal.episode
+        return f"{self.release.current.hash}/{self.release.current.number}"
+
+    def refuse(self, because: str, cause: str, again: timedelta = timedelta(hours=1)) -> Refuse:
+        """Leave it to people, or to another function."""
+        return Refuse(because, cause, again, self.episode, self.workload)
+
+
+async def find(world: World, settings: RollbackSettings) -> AsyncIterator[WorkloadSignal]:  # noqa: ARG001 - as all
+    """List each kind of workload once: what is not complete, and what is well while nobody has noted that."""
+    async for ref, why in worth_a_look(world):
+        yield WorkloadSignal(ref.api_version, ref.kind, ref.namespace, ref.name, ref.uid, f"{ref}: {why}")
+
+
+async def decide(
+    signal: PodSignal | WorkloadSignal, world: World, settings: RollbackSettings
+) -> RevertTemplate | EvictStuck | Remember | Defer | Refuse | Skip:
+    """Take the next step back to the last healthy revision, unless something else than the change is to blame."""
+    if shows_nothing(signal, world, settings):
+        return Skip("the event shows nothing that a release could be to blame for")
+    ref = await workload_of(signal, world)
+    if ref is None:
+        return Skip("it belongs to nothing that is released, or is gone")
+    release = await release_of(ref, world.cluster)
+    if release is None:
+        return Skip("the workload is gone", final=isinstance(signal, WorkloadSignal) and bool(signal.uid))
+    if isinstance(release, Untold):
+        return untold(release, signal, world)
+    rules = await world.releases(ref, release.labels)
+    if isinstance(rules, str):
+        return Refuse(rules, "Policy", episode="", about=release.workload)
+    trouble = Trouble(signal, release, rules, world, settings)
+    return await go_on(trouble) if trouble.record else await begin(trouble)
+
+
+def shows_nothing(signal: PodSignal | WorkloadSignal, world: World, settings: RollbackSettings) -> bool:
+    """Tell, from the object that an event carries, that there is nothing to do; it costs no call.
+
+    What is only slow is found by the waker: the events of a roll-out that goes on well are many.
+    """
+    if isinstance(signal, WorkloadSignal):
+        return signal.course is None and signal.seen is not None and seems_well(signal.seen)
+    limits = Limits(settings.restarts_above, timedelta())
+    return signal.seen is not None and not isinstance(ailment(signal.seen, {}, limits, world.now()), Ailment)
+
+
+async def workload_of(signal: PodSignal | WorkloadSignal, world: World) -> Ref | None:
+    """Tell which workload is meant; None for a pod that nothing has released."""
+    if isinstance(signal, WorkloadSignal):
+        return Ref(signal.api_version, signal.kind, signal.namespace, signal.name, signal.uid)
+    pod = await world.cluster.pod(signal.namespace, signal.name)
+    if pod is None or (signal.uid and pod.ref.uid != signal.uid):
+        return None
+    top = await world.cluster.top_owner(pod)
+    return top.ref if top is not None and is_released(top.ref) else None
+
+
+def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) -> Defer | Skip:
+    """Wait for a controller that has not seen the last change; what can't be told otherwise is nobody's fault."""
+    begun = isinstance(signal, WorkloadSignal) and signal.course is not None
+    if release.passing and (signal.recorded or begun):
+        return Defer(release.because, until=world.now() + GLANCE)
+    return Skip(release.because)
+
+
+async def begin(trouble: Trouble) -> RevertTemplate | Remember | Defer | Refuse | Skip:
+    """Begin with a release that fails because of its change."""
+    release, now = trouble.release, trouble.world.now()
+    found = findings(release, trouble.limits, now)
+    if found.none and not found.early and not release.stuck:
+        return await well(trouble)
+    held = hands_off(trouble)
+    if held is not None:
+        return held
+    near = await around(release, trouble.limits, trouble.world.cluster)
+    judged = judge(release, found, near, trouble.rules, trouble.limits, now)
+    if isinstance(judged, Failing):
+        return await way_back(trouble, judged)
+    if isinstance(judged, Elsewhere):
+        return trouble.refuse(judged.story, judged.cause, judged.again)
+    if isinstance(judged, Undecided) and trouble.signal.recorded:
+        return Defer(judged.because, judged.until, trouble.episode, trouble.workload)
+    return Skip(judged.because)
+
+
+async def well(trouble: Trouble) -> Remember | Skip:
+    """Remember a release that is well: this is what is gone back to one day."""
+    release, source = trouble.release, ""
+    if release.complete:
+        manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
+        source = source_of(manager) if manager is not None else ""
+    told = to_remember(release, trouble.rules.healthy_for, trouble.world.now(), source)
+    state = "is complete" if release.complete else "is on its way"
+    return told or Skip(f"{release.current} {state}, and nothing of it fails")
+
+
+def hands_off(trouble: Trouble) -> Refuse | Skip | None:
+    """Say why a release that fails is left alone, whatever the cause is."""
+    release = trouble.release
+    current, notes = release.current, release.workload.annotations
+    if tries(release):
+        return Skip("its stable version serves while another is tried: that is for the canary-aborter")
+    if release.paused:
+        return trouble.refuse(f"{release.workload.ref} is paused: whoever paused it has to go on", "Paused")
+    if current.bad and current.bad != trouble.record:
+        because = f"{current} was rolled back from before, by {current.bad}, and is here again: people decide"
+        return trouble.refuse(because, "SameVersionAgain")
+    if notes.get(BACK_TO, "").rpartition("/")[2] == current.hash:
+        because = f"{current} is what {notes.get(BACK_BY)} has gone back to, and it fails, too: people decide"
+        return trouble.refuse(because, "RollbackOfRollback")
+    strategy = (release.body["spec"].get("updateStrategy") or {}).get("type")
+    if strategy == "OnDelete":
+        return trouble.refuse(f"{release.workload.ref} changes a pod when somebody deletes it (OnDelete)", "OnDelete")
+    return None
+
+
+def tries(release: Release) -> bool:
+    """Tell whether a Rollout has a stable version that serves while another is tried."""
+    status = release.body.get("status") or {}
+    stable = status.get("stableRS")
+    return release.workload.ref.kind == "Rollout" and bool(stable) and stable != status.get("currentPodHash")
+
+
+async def way_back(trouble: Trouble, failing: Failing) -> RevertTemplate | Refuse:
+    """Choose who undoes it: whoever wrote the release has to, or he would write it again."""
+    release = trouble.release
+    because = f"{failing.story}; {failing.because}"
+    manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
+    if manager is not None:
+        return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
+    if HELM[1] in release.workload.annotations and release.labels.get(HELM[0]) == "Helm":
+        name = release.workload.annotations[HELM[1]]
+        return trouble.refuse(f"{because}. It is part of the release {name} of Helm: helm rollback {name}", "Helm")
+    return RevertTemplate(
+        because=because,
+        release=release,
+        to=failing.to,
+        episode=trouble.episode,
+        course=course(named(release), f"{failing.to.number}/{failing.to.hash}"),
+    )
+
+
+def named(release: Release) -> str:
+    """Name the present revision as the annotations of a rollback do."""
+    return f"{release.current.number}/{release.current.hash}"
+
+
+def course(from_: str, to: str) -> str:
+    """Tell the whole remediation in words that stay the same in each of its steps."""
+    return f"roll back from {from_} to {to}"
+
+
+async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | Remember | Defer | Refuse | Skip:
+    """Go on with a rollback that has begun: see that the template is back, and free it from pods that are stuck."""
+    release, notes = trouble.release, trouble.workload.annotations
+    if notes.get(BACK_BY) != trouble.record:
+        return await begin(trouble) if may_be_undone(trouble) else Skip("somebody has changed it since")
+    bad, good = (notes.get(name, "").rpartition("/")[2] for name in (BACK_FROM, BACK_TO))
+    if release.current.hash == bad:
+        return trouble.refuse(
+            f"somebody has put {release.current} back: what writes {trouble.workload.ref}?", "PutBack"
+        )
+    if release.current.hash != good:
+        return Skip(f"{release.current} has been released meanwhile")
+    stuck = stuck_pods(release, bad)
+    if stuck:
+        names = ", ".join(pod.ref.name for pod in stuck[:3])
+        return EvictStuck(
+            because=f"{names} of the bad version is never Ready, and keeps {trouble.workload.ref} from going back",
+            release=release,
+            pods=stuck,
+            episode=trouble.episode,
+            course=course(notes[BACK_FROM], notes[BACK_TO]),
+        )
+    return waiting(trouble) or Skip(f"its template is that of {release.current} again")
+
+
+def may_be_undone(trouble: Trouble) -> bool:
+    """Tell whether the template may still be as it was: nobody has written it, or nobody knows."""
+    signal = trouble.signal
+    taken = signal.course.took("RevertTemplate") if isinstance(signal, WorkloadSignal) and signal.course else None
+    return taken is None or taken.note == CUT_OFF
+
+
+def stuck_pods(release: Release, bad: str) -> tuple[Pod, ...]:
+    """Find the pods of the bad version that a StatefulSet waits for, although its template is put right."""
+    if release.workload.ref.kind != "StatefulSet":
+        return ()
+    return tuple(pod for pod in release.pods.get(bad, ()) if not pod.ready and not pod.terminating)
+
+
+def waiting(trouble: Trouble) -> Defer | None:
+    """Watch a StatefulSet until all its pods are back: the next of them may be stuck as well."""
+    release, signal, now = trouble.release, trouble.signal, trouble.world.now()
+    begun = signal.course.begun_at if isinstance(signal, WorkloadSignal) and signal.course else now
+    left = any(not pod.ready for pod in release.new_pods) or not release.complete
+    if release.workload.ref.kind != "StatefulSet" or not left or now >= begun + RETURN * trouble.rules.patience:
+        return None
+    return Defer("its pods come back one by one", until=now + GLANCE)
+
+
+async def recovered(
+    treatment: Treatment, world: World, settings: RollbackSettings
+) -> Recovered | Ineffective | Unknown | Defer:
+    """See the release complete at the version that was gone back to, with all its pods Ready for the proof."""
+    now, release = world.now(), await release_of(treatment.target, world.cluster)
+    if release is None:
+        return Unknown("the workload is gone")
+    if isinstance(release, Untold):
+        return Defer(release.because, until=now + RECHECK)
+    bad = treatment.episode.partition("/")[0]
+    if release.current.hash == bad:
+        return Ineffective(f"{release.current}, which is bad, is there again")
+    if release.workload.annotations.get(BACK_TO, "").rpartition("/")[2] not in {"", release.current.hash}:
+        return Unknown(f"{release.current} has been released meanwhile")
+    rules = await world.releases(treatment.target, release.labels)
+    if isinstance(rules, str):
+        return Defer(rules, until=now + RECHECK)
+    found = findings(release, Limits(settings.restarts_above, rules.patience), now)
+    return proven(release, found, treatment, now)
+
+
+def proven(release: Release, found: Findings, treatment: Treatment, now: datetime) -> Recovered | Ineffective | Defer:
+    """Judge health by how long it has lasted."""
+    if found.new:
+        return Ineffective(f"{release.current} fails, too: {found.new[0].pod.ref.name}: {found.new[0].story}")
+    since = release.ready_since(release.current)
+    if not release.complete or since is None:
+        return Defer(f"{release.current} is not complete yet", until=now + min(treatment.proof, RECHECK))
+    # A pod may have become Ready at the end of the second that its condition names.
+    proof = max(now - max(since + SECOND, treatment.acted_at), timedelta(0))
+    text = f"{release.current} has been complete, and its pods Ready, for {show_duration(proof)}"
+    return Recovered(text) if proof >= treatment.proof else Defer(text, until=now + treatment.proof - proof)
+
+
+main = serve(find, decide, recovered)

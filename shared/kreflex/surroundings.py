@@ -1,0 +1,75 @@
+"""What is around a release: the nodes of its pods, what else fails in its namespace, and which releases to look at.
+
+Read in a few lists, and only when it matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from kreflex import progress
+from kreflex.ailments import Limits
+from kreflex.causes import Around, neighbours
+from kreflex.cluster import Reader
+from kreflex.histories import History, histories
+from kreflex.kinds import RELEASED, TOLD
+from kreflex.releases import Releases
+from kreflex.revisions import Release, unremembered
+from kreflex.views import JSON, Pod, Ref, time_of
+from kreflex.world import World
+
+
+async def around(release: Release, limits: Limits, reader: Reader) -> Around:
+    """Read the nodes, and the pods of the other workloads of the namespace."""
+    namespace = release.workload.ref.namespace
+    fleet, made, pods = await asyncio.gather(reader.fleet(), _made(namespace, reader), _others(release, reader))
+    return Around({node.name: node for node in fleet}, neighbours(pods, made, limits, reader.now()))
+
+
+async def _made(namespace: str, reader: Reader) -> dict[str, datetime]:
+    """Tell when each ReplicaSet was made: so old is its template at least."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/replicasets"
+    metas = [body["metadata"] async for body in reader.list(path)]
+    return {meta["uid"]: time_of(meta["creationTimestamp"]) for meta in metas}
+
+
+async def _others(release: Release, reader: Reader) -> list[Pod]:
+    own = {pod.ref.uid for pods in release.pods.values() for pod in pods}
+    return [pod async for pod in reader.pods(release.workload.ref.namespace) if pod.ref.uid not in own]
+
+
+async def worth_a_look(world: World) -> AsyncIterator[tuple[Ref, str]]:
+    """Find the workloads that are not complete, or that run well while nobody has noted it; each with the reason."""
+    known = {history.workload.uid: history async for history in histories(world.cluster)}
+    for _, kind in RELEASED:
+        async for body in world.cluster.everywhere(TOLD[kind], kind):
+            meta = body["metadata"]
+            ref = Ref(TOLD[kind], kind, meta["namespace"], meta["name"], meta["uid"])
+            whole = {**body, "kind": kind, "apiVersion": TOLD[kind]}
+            why = await _why(ref, whole, known.get(ref.uid), world)
+            if why:
+                yield ref, why
+
+
+async def _why(ref: Ref, body: JSON, history: History | None, world: World) -> str:
+    if (body.get("spec") or {}).get("replicas", 1) == 0 or "deletionTimestamp" in body["metadata"]:
+        return ""
+    if not progress.complete(body):
+        return "its release is not complete"
+    rules = await world.releases(ref, body["metadata"].get("labels") or {})
+    least = rules.healthy_for if isinstance(rules, Releases) else Releases().healthy_for
+    return "nobody has noted that it is well" if unremembered(body, history, least) else ""
+
+
+def seems_well(body: JSON) -> bool:
+    """Tell whether a workload, as an event carries it, says nothing of a failure: its pods' own events say more.
+
+    Anybody may send an event, so nothing is taken for granted of what it carries.
+    """
+    status = body.get("status")
+    conditions = status.get("conditions") if isinstance(status, dict) else None
+    told = [one for one in conditions if isinstance(one, dict)] if isinstance(conditions, list) else []
+    failed = any(one.get("type") == "ReplicaFailure" and one.get("status") == "True" for one in told)
+    return not failed and all(one.get("reason") != "ProgressDeadlineExceeded" for one in told)
