@@ -48,6 +48,11 @@ class Pull:
     base_sha: str
     at: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     merged_as: str = ""
+    closed: bool = False
+
+    @property
+    def state(self) -> str:
+        return "closed" if self.closed or self.merged_as else "open"
 
     @property
     def owner(self) -> str:
@@ -84,6 +89,10 @@ class Forge:
         message = f"Merge pull request #{pull.number} from {pull.owner}/{pull.head}\n\n{pull.title}"
         pull.merged_as = await pull.repository.merge(pull.head, pull.base, message)
         return pull.merged_as
+
+    def close(self, pull: Pull) -> None:
+        """Close a pull request without merging it."""
+        pull.closed = True
 
     def routes(self) -> list[web.RouteDef]:
         """The requests of the three forges; GitHub's also with the prefix that its Enterprise Server has."""
@@ -196,7 +205,7 @@ class Forge:
             if one.repository.name == request.match_info["name"]
             and head in ("", one.head)
             and base in ("", one.base)
-            and (state == "all" or (state == "open") == (not one.merged_as))
+            and state in ("all", one.state)
         ]
 
 
@@ -219,12 +228,13 @@ def _github(pull: Pull) -> Json:
         "id": 1000 + pull.number,
         "html_url": f"{pull.page}/pull/{pull.number}",
         "number": pull.number,
-        "state": "closed" if pull.merged_as else "open",
+        "state": pull.state,
         "locked": False,
         "title": pull.title,
         "body": pull.body or None,
         "draft": False,
         "created_at": pull.at,
+        "merged_at": pull.at if pull.merged_as else None,
         "merge_commit_sha": pull.merged_as or None,
         "head": {"label": f"{pull.owner}:{pull.head}", "ref": pull.head, "sha": pull.head_sha},
         "base": {"label": f"{pull.owner}:{pull.base}", "ref": pull.base, "sha": pull.base_sha},
@@ -247,7 +257,7 @@ def _gitlab(pull: Pull) -> Json:
         "project_id": 1,
         "title": pull.title,
         "description": pull.body,
-        "state": "merged" if pull.merged_as else "opened",
+        "state": "merged" if pull.merged_as else {"open": "opened"}.get(pull.state, pull.state),
         "created_at": pull.at,
         "source_branch": pull.head,
         "target_branch": pull.base,
@@ -274,7 +284,7 @@ def _gitea(pull: Pull) -> Json:
         "number": pull.number,
         "title": pull.title,
         "body": pull.body,
-        "state": "closed" if pull.merged_as else "open",
+        "state": pull.state,
         "draft": False,
         "merged": bool(pull.merged_as),
         "merge_commit_sha": pull.merged_as or None,
