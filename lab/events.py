@@ -1,4 +1,4 @@
-"""The way of events: Knative's adapter watches pods, the relay hands its events on, the ticker wakes the waker."""
+"""The way of events: Knative's adapter watches objects, the relay hands its events on, the ticker wakes the waker."""
 
 import json
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ async def start_adapter(
 ) -> None:
     """Start Knative's ApiServerSource adapter on the pods of these namespaces, or of all, with rights to watch them.
 
-    Or on other `kinds` of core/v1; it watches all nodes, whatever the namespaces.
+    Or on other `kinds`, told as kubectl has them: `nodes`, `deployments.v1.apps`. It watches all nodes, whatever the
+    namespaces. It ends if the group of one is not served: a kind that may be missing needs an adapter of its own.
 
     With an audience it shows the sink a token that it gets for itself, as with Knative's authentication-oidc.
     """
@@ -49,11 +50,18 @@ async def start_adapter(
     account = "apiserversource"
     config = await plane.kubeconfig_for(NAMESPACE, account)
     # It asks for trust bundles in its namespace before it starts.
-    rules = [{"apiGroups": [""], "resources": [*kinds, "configmaps"], "verbs": ["get", "list", "watch"]}]
+    served = [_served(kind) for kind in kinds]
+    seen = ["get", "list", "watch"]
+    rules = [{"apiGroups": [group], "resources": [resource], "verbs": seen} for resource, _, group in served]
+    rules.append({"apiGroups": [""], "resources": ["configmaps"], "verbs": seen})
     tokens = {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]}
-    await manifests.grant(plane.api, NAMESPACE, account, [*rules, tokens] if audience else rules)
+    # A role for each adapter: several have one account, the one whose watches the audit log has.
+    role = f"{account}-{name}"
+    await manifests.grant(plane.api, NAMESPACE, account, [*rules, tokens] if audience else rules, role=role)
     where = {"namespaces": list(namespaces), "allNamespaces": not namespaces}
-    watched = [{"gvr": {"Group": "", "Version": "v1", "Resource": kind}} for kind in kinds]
+    watched = [
+        {"gvr": {"Group": group, "Version": version, "Resource": resource}} for resource, version, group in served
+    ]
     source = {**where, "resources": watched, "mode": mode}
     identity = {"K_AUDIENCE": audience, "K_OIDC_SERVICE_ACCOUNT": account} if audience else {}
     environment = {
@@ -70,16 +78,23 @@ async def start_adapter(
         "KUBECONFIG": str(config),
         **identity,
     }
-    before = {kind: audit.watches(plane.audit_log, audit.WATCHER, kind) for kind in kinds}
+    plurals = [resource for resource, _, _ in served]
+    before = {plural: audit.watches(plane.audit_log, audit.WATCHER, plural) for plural in plurals}
     child = plane.start_child(name, [program, "--disable-ha"], environment=environment)
 
     async def watches() -> bool:
-        begun = (audit.watches(plane.audit_log, audit.WATCHER, kind) > count for kind, count in before.items())
+        begun = (audit.watches(plane.audit_log, audit.WATCHER, plural) > count for plural, count in before.items())
         return all(begun) or not child.alive
 
-    await eventually(watches, f"the adapter's watch of {' and '.join(kinds)}")
+    await eventually(watches, f"the adapter's watch of {' and '.join(plurals)}")
     if not child.alive:
         raise processes.ChildDied(child)
+
+
+def _served(kind: str) -> tuple[str, str, str]:
+    resource, _, rest = kind.partition(".")
+    version, _, group = rest.partition(".")
+    return resource, version or "v1", group
 
 
 async def start_ticker(plane: ControlPlane, url: str, seconds: float = 2.0) -> None:

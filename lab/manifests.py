@@ -46,18 +46,18 @@ async def path_of(api: Api, manifest: Manifest, namespace: str = "default") -> s
     return f"{collection.format(namespace=home)}/{manifest['metadata']['name']}"
 
 
-async def grant(api: Api, namespace: str, service_account: str, rules: Sequence[Manifest]) -> None:
-    """Let a ServiceAccount do these things in the whole cluster."""
-    name = f"lab:{service_account}"
+async def grant(api: Api, namespace: str, service_account: str, rules: Sequence[Manifest], *, role: str = "") -> None:
+    """Let a ServiceAccount do these things in the whole cluster, beside what it may by another role."""
+    name = f"lab:{role or service_account}"
     group = "rbac.authorization.k8s.io"
     subject = {"kind": "ServiceAccount", "name": service_account, "namespace": namespace}
-    role = {"apiGroup": group, "kind": "ClusterRole", "name": name}
+    referred = {"apiGroup": group, "kind": "ClusterRole", "name": name}
     common = {"apiVersion": f"{group}/v1", "metadata": {"name": name}}
     await apply(
         api,
         [
             {**common, "kind": "ClusterRole", "rules": list(rules)},
-            {**common, "kind": "ClusterRoleBinding", "roleRef": role, "subjects": [subject]},
+            {**common, "kind": "ClusterRoleBinding", "roleRef": referred, "subjects": [subject]},
         ],
     )
 

@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp import web
 
 from lab import bearer
+from lab.filters import passes
 
 # Knative retries these: https://github.com/knative/eventing/blob/main/pkg/kncloudevents/retries.go (SelectiveRetry)
 _RETRIED = {404, 408, 409, 429}
@@ -35,16 +36,16 @@ class Subscriber:
 
     name: str
     url: str
-    types: tuple[str, ...]
+    types: tuple[str, ...] = ()
     """Prefixes of the types that it wants; none means all."""
-    kinds: tuple[str, ...] = ()
-    """The kinds of objects that it wants to hear of; none means all. An event about no object is of no kind."""
+    filters: tuple[Mapping[str, Any], ...] = ()
+    """As a Trigger has them: it wants what passes all of them."""
 
     def wants(self, event: "Event") -> bool:
         """Whether the event is for it; its own replies never are."""
-        if self.name == event.sender or (event.kind and self.kinds and event.kind not in self.kinds):
+        if self.name == event.sender or (self.types and not event.type.startswith(self.types)):
             return False
-        return not self.types or event.type.startswith(self.types)
+        return all(passes(one, event.attributes) for one in self.filters)
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ class Event:
     type: str
     source: str
     subject: str
-    kind: str = ""
     sender: str = ""
     hops: int = 0
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """All of them, extensions too."""
 
     @classmethod
     def read(cls, headers: Mapping[str, str], body: bytes, sender: str = "", hops: int = 0) -> "Event | None":
@@ -88,8 +90,9 @@ class Event:
             attributes = {key.removeprefix("ce-"): value for key, value in kept.items() if key.startswith("ce-")}
         if "type" not in attributes or "id" not in attributes:
             return None
-        values = {key: str(attributes.get(key, "")) for key in ("id", "type", "source", "subject", "kind")}
-        return cls(kept, body, sender=sender, hops=hops, **values)
+        values = {key: str(attributes.get(key, "")) for key in ("id", "type", "source", "subject")}
+        told = {key: str(value) for key, value in attributes.items() if key != "data"}
+        return cls(kept, body, sender=sender, hops=hops, attributes=told, **values)
 
 
 def _attributes(body: bytes) -> dict[str, Any]:
@@ -226,10 +229,11 @@ class Relay:
 
 
 def read_subscribers(file: Path) -> tuple[Subscriber, ...]:
-    """The subscribers in a JSON file: a list of {name, url, types, kinds}."""
+    """The subscribers in a JSON file: a list of {name, url, types, filters}."""
     entries = json.loads(file.read_text())
     return tuple(
-        Subscriber(one["name"], one["url"], tuple(one.get("types", ())), tuple(one.get("kinds", ()))) for one in entries
+        Subscriber(one["name"], one["url"], tuple(one.get("types", ())), tuple(one.get("filters", ())))
+        for one in entries
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from lab import events, functions, monitoring, nodes, processes, state
+from lab import events, filters, functions, monitoring, nodes, processes, state
 from lab.cluster import ControlPlane, Options
 from lab.errors import LabError
+from lab.filters import Expression
 from lab.paths import Home
 from lab.ports import Ports
 from lab.relay import Subscriber
@@ -24,15 +25,18 @@ _PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "alertmanager": ("alertmanager",),
     "adapter": ("apiserver_receive_adapter",),
 }
-# What a Trigger of each function lets pass; see triggers/knative-eventing.
-_TYPES: Mapping[str, tuple[str, ...]] = {
-    "node_replacer": ("dev.knative.apiserver.resource.update", "dev.knative.apiserver.resource.delete"),
-    "restart_loop_killer": ("dev.knative.apiserver.resource.add", "dev.knative.apiserver.resource.update"),
-    functions.WAKER: ("dev.knative.sources.ping",),
-}
-_KINDS: Mapping[str, tuple[str, ...]] = {"node_replacer": ("Node",), "restart_loop_killer": ("Pod",)}
-# What the adapter watches.
-_WATCHED = ("pods", "nodes")
+# What the adapter watches, as in triggers/knative-eventing/sources.yaml. What is no part of Kubernetes is watched by an
+# adapter of its own, once it is there: lab.events.
+_WATCHED = (
+    "pods",
+    "nodes",
+    "deployments.v1.apps",
+    "statefulsets.v1.apps",
+    "daemonsets.v1.apps",
+    "ingresses.v1.networking.k8s.io",
+)
+_RECORDS = ("remediations.v1alpha1.kreflex.dev",)
+_CLOCK: tuple[Expression, ...] = ({"exact": {"type": "dev.knative.sources.ping"}},)
 # Production's patience would make a demonstration of minutes. The waker asks the same question, so it hears the same.
 _PATIENCE = {"SILENT_AFTER": "15s"}
 
@@ -137,17 +141,16 @@ class Lab:
 
     async def _start_senders(self, paths: Mapping[str, Path], ports: Ports, urls: Mapping[str, str]) -> None:
         if self.plan.has("relay"):
-            subscribers = [
-                Subscriber(functions.kebab(folder), url, _TYPES.get(folder, ()), _KINDS.get(folder, ()))
-                for folder, url in urls.items()
-            ]
+            subscribers = [Subscriber(name, url, filters=_told(name)) for name, url in _kebab(urls).items()]
             starting = events.start_relay(self.plane, ports.take(), subscribers)
             self.endpoints["relay"] = await self._part("relay", starting)
             self.endpoints["events"] = str(self.home.events)
         if self.plan.has("adapter") and "relay" in self.endpoints:
             sink = self.endpoints["relay"]
             program = paths["apiserver_receive_adapter"]
-            starting_adapter = events.start_adapter(self.plane, sink, program=program, kinds=_WATCHED)
+            # Nobody but the functions brings what records are.
+            kinds = (*_WATCHED, *_RECORDS) if self._folders else _WATCHED
+            starting_adapter = events.start_adapter(self.plane, sink, program=program, kinds=kinds)
             await self._part("ApiServerSource", starting_adapter)
         if self.plan.has("ticker") and functions.WAKER in urls:
             await self._part("ticker", events.start_ticker(self.plane, urls[functions.WAKER], self.plan.tick_seconds))
@@ -175,6 +178,15 @@ class Lab:
             key = name.upper().replace("-", "_")
             lines.append(f"export KREFLEX_LAB_{key}={shlex.quote(value)}")
         state.write(self.home.env, "\n".join(lines) + "\n")
+
+
+def _kebab(urls: Mapping[str, str]) -> dict[str, str]:
+    return {functions.kebab(folder): url for folder, url in urls.items()}
+
+
+def _told(function: str) -> tuple[Expression, ...]:
+    # A clock calls the waker itself, without a Broker and its Triggers.
+    return _CLOCK if function == functions.WAKER else filters.shipped(function)
 
 
 async def down(home: Home) -> bool:

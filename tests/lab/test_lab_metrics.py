@@ -86,8 +86,8 @@ def test_of_workloads() -> None:
     assert f"kube_deployment_status_replicas_unavailable{labels} 0" in deployment
     statefulset = said({"metadata": metadata, "spec": spec, "status": status}, "/apis/apps/v1/statefulsets")
     assert 'kube_statefulset_status_replicas_ready{namespace="shop",statefulset="cart"} 2' in statefulset
-    status = {"currentRevision": "cart-1", "updateRevision": "cart-2"}
-    changing = said({"metadata": metadata, "spec": spec, "status": status}, "/apis/apps/v1/statefulsets")
+    revisions = {"currentRevision": "cart-1", "updateRevision": "cart-2"}
+    changing = said({"metadata": metadata, "spec": spec, "status": revisions}, "/apis/apps/v1/statefulsets")
     named = 'namespace="shop",statefulset="cart"'
     assert f'kube_statefulset_status_current_revision{{{named},revision="cart-1"}} 1' in changing
     assert f'kube_statefulset_status_update_revision{{{named},revision="cart-2"}} 1' in changing

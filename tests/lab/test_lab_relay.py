@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from lab.api import eventually
+from lab.filters import Expression, passes
 from lab.relay import Journal, Relay, Retries, Subscriber
 
 QUICK = Retries(count=3, pause=0.01, timeout=5)
@@ -24,7 +25,7 @@ class Function:
 
     name: str
     types: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
+    filters: tuple[Expression, ...] = ()
     statuses: list[int] = field(default_factory=list)
     reply: dict[str, str] | None = None
     got: list[str] = field(default_factory=list)
@@ -76,7 +77,7 @@ async def relaying(*functions: Function, retries: Retries = QUICK) -> AsyncItera
                 application = web.Application()
                 application.add_routes([web.post("/", function.answer)])
                 function.url = await stack.enter_async_context(served(application))
-        subscribers = tuple(Subscriber(one.name, one.url, one.types, one.kinds) for one in functions)
+        subscribers = tuple(Subscriber(one.name, one.url, one.types, one.filters) for one in functions)
         journal = io.StringIO()
         relay = Relay(subscribers, Journal(journal), retries)
         yield Running(await stack.enter_async_context(served(relay.application())), journal)
@@ -97,13 +98,23 @@ async def test_an_event_goes_to_those_who_want_its_type() -> None:
     assert (pods.got, pings.got, everything.got) == (["pod.changed"], [], ["pod.changed"])
 
 
-async def test_an_event_about_an_object_goes_to_those_who_want_its_kind() -> None:
-    pods, nodes = Function("pods", kinds=("Pod",)), Function("nodes", kinds=("Node",))
+async def test_an_event_goes_to_those_whose_filters_it_passes() -> None:
+    pods = Function("pods", filters=({"any": [{"exact": {"kind": "Pod"}}, {"prefix": {"type": "app"}}]},))
+    nodes = Function("nodes", filters=({"not": {"exact": {"kind": "Pod"}}}, {"suffix": {"type": "val"}}))
     async with relaying(pods, nodes) as relay:
         await relay.send(POD_CHANGED | {"ce-kind": "Pod"})
         await relay.send(POD_CHANGED | {"ce-type": "approval"})
         await until(lambda: len(pods.got) == 2 and len(nodes.got) == 1)
     assert (sorted(pods.got), nodes.got) == (["approval", "pod.changed"], ["approval"])
+
+
+def test_a_filter_of_a_dialect_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="no filter is called 'cesql' here"):
+        passes({"cesql": "type = 'a'"}, {})
+
+
+def test_what_an_event_lacks_passes_no_filter_that_asks_for_it() -> None:
+    assert not any(passes({dialect: {"kind": ""}}, {}) for dialect in ("exact", "prefix", "suffix"))
 
 
 async def test_a_structured_event_is_understood_and_passed_on_as_it_came() -> None:

@@ -14,6 +14,7 @@ from kreflex.auth import CallerSettings
 from kreflex.policy import Policy, PolicySpec, combine
 from kreflex.rights import all_rights, manifests, render
 from kreflex.settings import CoreSettings, Settings
+from lab.filters import passes
 from tests.manifests import rendered
 from tests.manifests.rendered import FUNCTIONS, INSTALL, KNATIVE, SENDERS, TRIGGERS, WHOLE, Json
 
@@ -530,18 +531,3 @@ def told(function: str, attributes: dict[str, str]) -> bool:
     triggers = rendered.of_kind(TRIGGERS / "knative-eventing", "Trigger")
     (trigger,) = [document for document in triggers if document["metadata"]["name"] == function]
     return passes({"all": trigger["spec"]["filters"]}, attributes)
-
-
-def passes(expression: Json, attributes: dict[str, str]) -> bool:
-    """Decide as the Broker's filter does: https://knative.dev/docs/eventing/triggers/#trigger-filtering."""
-    ((dialect, value),) = expression.items()
-    if dialect in {"all", "any"}:
-        return {"all": all, "any": any}[dialect](passes(one, attributes) for one in value)
-    if dialect == "not":
-        return not passes(value, attributes)
-    if dialect == "prefix":
-        return all(attributes.get(name, "").startswith(text) for name, text in value.items())
-    if dialect == "suffix":
-        return all(attributes.get(name, "").endswith(text) for name, text in value.items())
-    assert dialect == "exact"
-    return all(attributes.get(name) == text for name, text in value.items())
