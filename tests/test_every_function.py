@@ -126,7 +126,7 @@ def test_settings_find_decide_and_recovered_come_in_this_order(folder: Path) -> 
 @every_deciding_function
 def test_answers_with_known_decisions_and_verdicts_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(folder, monkeypatch)
-    decisions = {kreflex.Defer, kreflex.Refuse, kreflex.Skip, *ACTIONS.values()}
+    decisions = {kreflex.Defer, kreflex.Refuse, kreflex.Remember, kreflex.Skip, *ACTIONS.values()}
     verdicts = {kreflex.Defer, *get_args(kreflex.Verdict)}
     assert answers(module.decide) <= decisions
     assert kreflex.Skip in answers(module.decide)

@@ -65,10 +65,12 @@ HELM = ("app.kubernetes.io/managed-by", "meta.helm.sh/release-name")
 class RollbackSettings(Settings):
     """What counts as a crash loop of a new version, and where Argo CD is."""
 
-    restarts_above: int = Field(
+    new_pod_restarts_above: int = Field(
         2, ge=0, description="A new pod loops when a container of it has restarted more often than this."
     )
-    argocd_namespace: str = Field("argocd", min_length=1, description="Where the Applications of Argo CD are.")
+    argocd_namespace: str = Field(
+        "argocd", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where the Applications of Argo CD are."
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Trouble:
     @property
     def limits(self) -> Limits:
         """From when on something counts."""
-        return Limits(self.settings.restarts_above, self.rules.patience)
+        return Limits(self.settings.new_pod_restarts_above, self.rules.patience)
 
     @property
     def workload(self) -> Workload:
@@ -143,7 +145,7 @@ def shows_nothing(signal: PodSignal | WorkloadSignal, world: World, settings: Ro
     """
     if isinstance(signal, WorkloadSignal):
         return signal.course is None and signal.seen is not None and seems_well(signal.seen)
-    limits = Limits(settings.restarts_above, timedelta())
+    limits = Limits(settings.new_pod_restarts_above, timedelta())
     return signal.seen is not None and not isinstance(ailment(signal.seen, {}, limits, world.now()), Ailment)
 
 
@@ -319,7 +321,7 @@ async def recovered(
     rules = await world.releases(treatment.target, release.labels)
     if isinstance(rules, str):
         return Defer(rules, until=now + RECHECK)
-    found = findings(release, Limits(settings.restarts_above, rules.patience), now)
+    found = findings(release, Limits(settings.new_pod_restarts_above, rules.patience), now)
     return proven(release, found, treatment, now)
 
 
