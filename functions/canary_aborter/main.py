@@ -27,6 +27,7 @@ from kreflex import (
     Progress,
     Recovered,
     Refuse,
+    ResumeAborted,
     ScaleCanary,
     Settings,
     Skip,
@@ -53,11 +54,13 @@ from kreflex import (
 )
 
 Signal = PodSignal | WorkloadSignal
-Step = AbortRollout | OpenGate | PauseRollout | ScaleCanary | TakeTraffic
+Step = AbortRollout | OpenGate | PauseRollout | ResumeAborted | ScaleCanary | TakeTraffic
 # creationTimestamp and the times of conditions have whole seconds, the fraction cut off.
 SECOND = timedelta(seconds=1)
 # How soon it is looked at again what a controller makes of an abort, and what Prometheus says by now.
 GLANCE, ASK = timedelta(seconds=1), timedelta(seconds=10)
+# The controller sees an abort within milliseconds, or not at all.
+NOTICE = timedelta(seconds=2)
 RECHECK, AGAIN = timedelta(minutes=1), timedelta(minutes=10)
 # What it takes is tried so often; then somebody works against it.
 MOST = 2
@@ -134,7 +137,7 @@ async def find(world: World, settings: CanaryAborterSettings) -> AsyncIterator[W
 
 async def decide(
     signal: Signal, world: World, settings: CanaryAborterSettings
-) -> AbortRollout | OpenGate | PauseRollout | ScaleCanary | TakeTraffic | Defer | Refuse | Skip:
+) -> AbortRollout | OpenGate | PauseRollout | ResumeAborted | ScaleCanary | TakeTraffic | Defer | Refuse | Skip:
     """Take the next step towards all traffic being at what is stable, if the canary is worse than that."""
     if calm(signal):
         return Skip("the event shows nothing that tries a new version and is ill")
@@ -204,18 +207,24 @@ async def pause(case: Case, progress: Progress, because: str) -> PauseRollout | 
 async def follow(case: Case, progress: Progress) -> Step | Defer | Refuse | Skip:
     """See what became of an abort; or, of a pause, whether anybody can tell by now."""
     asked, now = case.took("AbortRollout"), case.world.now()
-    if progress.aborted and progress.at_stable:
+    if progress.noticed and progress.at_stable:
         return Skip(f"{case.name} is aborted, and gets no traffic")
     if asked is None and not progress.aborted:
         return await watch(case)
+    if progress.aborted and case.course is not None and progress.paused_by == case.course.record:
+        because = f"{case.name} is aborted, and our pause would keep its pods"
+        return ResumeAborted(**case.step(because), version=case.canary.version)
+    if progress.noticed and progress.paused:
+        return Refuse(f"{case.name} is aborted, and somebody's pause keeps its pods: take spec.paused back", "Paused")
     last = asked.last if asked else now
-    if progress.aborted and now < last + case.settings.abort_within:
+    wait = case.settings.abort_within if progress.noticed else NOTICE
+    if progress.aborted and now < last + wait:
         return Defer(f"{case.name} is aborted, and its traffic goes back to what is stable", until=now + GLANCE)
-    if asked is not None and asked.count >= MOST:
+    if asked is not None and asked.count > MOST:
         # https://github.com/argoproj/argo-rollouts/issues/4461
         because = "a promotion in full may hold it up" if progress.aborted else "somebody retries it"
         return Refuse(f"{case.name} was aborted {asked.count} times and gets traffic still: {because}", "NotAborted")
-    return await abort(case, asked.note if asked and asked.note else f"{case.name} gets traffic still")
+    return await abort(case, f"{case.name} gets traffic still")
 
 
 async def watch(case: Case) -> Step | Defer | Refuse | Skip:

@@ -24,7 +24,7 @@ from kreflex.records import Taken
 from kreflex.releases import Releases
 from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
 from kreflex.revisions import Release, Untold, release_of, to_remember
-from kreflex.rollouts import AbortRollout, PauseRollout, Progress, progress_of
+from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted, progress_of
 from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
@@ -88,6 +88,7 @@ __all__ = [
     "Releases",
     "Remember",
     "RestartNetworkPod",
+    "ResumeAborted",
     "RevertTemplate",
     "Rung",
     "Same",

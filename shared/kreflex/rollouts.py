@@ -12,9 +12,10 @@ from typing import ClassVar
 from kreflex.actions import register
 from kreflex.canaryactions import CanaryAction, as_read, served_at
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import ApiError
+from kreflex.errors import ApiError, ConflictError
 from kreflex.gitops import RBAC as READS_GIT
 from kreflex.nodes import MARK
+from kreflex.policy import GROUP
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON
 
@@ -24,9 +25,12 @@ _ABORTS = Check(
     "an abort is never taken back: that is a retry, which is for people",
 )
 _PAUSES = Check(
-    "object.?spec.?paused.orValue(false) || !oldObject.?spec.?paused.orValue(false)",
-    "what is paused is resumed by people",
+    "object.?spec.?paused.orValue(false) || !oldObject.?spec.?paused.orValue(false)"
+    f" || (object.?status.?abort.orValue(false) && oldObject.metadata.?annotations[?'{MARK}'].hasValue())",
+    "what is paused is resumed by people, unless it is aborted and we have paused it",
 )
+# Changed to have the controller look at an abort that it has missed.
+NUDGED = f"{GROUP}/nudged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,18 @@ class Progress:
     """How far a Rollout is; `weight` is what a traffic router gives the canary, None without one.
 
     `stands` says that only a person lets it go on, and `at_stable` that nothing but the stable pods gets traffic any
-    more, as far as the status tells.
+    more, as far as the status tells. `noticed` says that the controller has seen the abort, and `paused_by` which record
+    has paused it.
     """
 
     trial: str
     stable: str
     observed: bool
     aborted: bool
+    noticed: bool
+    paused: bool
+    paused_by: str
     stands: bool
-    degraded: bool
     weight: int | None
     blue_green: bool
     at_stable: bool
@@ -66,8 +73,10 @@ def progress_of(body: JSON) -> Progress:
         # A number in a string (argo-rollouts, pkg/apis/rollouts/v1alpha1/types.go); older than that, a hash.
         observed=str(status.get("observedGeneration", "")) == str(body["metadata"].get("generation", "")),
         aborted=bool(status.get("abort")),
+        noticed=bool(status.get("abort") and status.get("abortedAt")),
+        paused=bool(spec.get("paused")),
+        paused_by=(body["metadata"].get("annotations") or {}).get(MARK, "") if spec.get("paused") else "",
         stands=bool(spec.get("paused")) or _at_open_pause(spec, status),
-        degraded=status.get("phase") == "Degraded",
         weight=weight,
         blue_green=blue_green,
         at_stable=active == stable if blue_green else weight == 0 or (weight is None and _no_pods(status)),
@@ -124,15 +133,20 @@ class AbortRollout(RolloutStep):
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - a status has no marks
         """Abort what was read, unless the canary has become stable or another is tried meanwhile.
 
-        A status keeps no annotations, so the record alone says who has aborted it; to abort twice changes nothing.
+        A status keeps no annotations, so the record alone says who has aborted it. What is aborted already is changed
+        in an annotation: the controller does not notice what is written to a Rollout right after a write of its own
+        (writeBackToInformer in argo-rollouts, rollout/controller.go), and the same abort again would change nothing.
         """
         body = await as_read(self.target, self.version, reader)
         progress = progress_of(body)
         if progress.stable == self.template or progress.trial != self.template:
             # The controller would take the abort of what is fully promoted back (argo-rollouts, rollout/controller.go).
             return "it was not aborted: the canary is none any more"
-        meta = {"uid": self.target.uid, "resourceVersion": self.version}
+        meta: JSON = {"uid": self.target.uid, "resourceVersion": self.version}
         path, patch = served_at(self.target), {"metadata": meta, "status": {"abort": True}}
+        if progress.aborted:
+            await writer.merge(path, {"metadata": {**meta, "annotations": {NUDGED: self.version}}})
+            return "it was aborted already, and the controller is to look at it once more"
         try:
             await writer.merge(f"{path}/status", patch)
         except ApiError as error:
@@ -166,4 +180,26 @@ class PauseRollout(RolloutStep):
         return "people resume it: kubectl argo rollouts promote, or abort"
 
 
-register(AbortRollout, PauseRollout)
+@dataclass(frozen=True, kw_only=True)
+class ResumeAborted(RolloutStep):
+    """Take our own pause back from a Rollout that is aborted: paused, it would keep the canary's pods.
+
+    Nothing is promoted by that: what is aborted stays aborted until somebody retries it.
+    """
+
+    undo: ClassVar[bool] = True
+    rbac: ClassVar[tuple[Rule, ...]] = PauseRollout.rbac
+    verb: ClassVar[str] = "resume the aborted"
+    past: ClassVar[str] = "ResumedAborted"
+
+    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:
+        """Resume what was read, if it is aborted and this record has paused it."""
+        progress = progress_of(await as_read(self.target, self.version, reader))
+        if not progress.aborted or progress.paused_by != mark:
+            raise ConflictError(f"{self.target} is not aborted, or it is not ours to be resumed", 409)
+        meta = {"uid": self.target.uid, "resourceVersion": self.version, "annotations": {MARK: None}}
+        await writer.merge(served_at(self.target), {"metadata": meta, "spec": {"paused": None}})
+        return ""
+
+
+register(AbortRollout, PauseRollout, ResumeAborted)
