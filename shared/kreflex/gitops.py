@@ -294,6 +294,9 @@ def _argo_held(spec: JSON, source: JSON) -> str:
 
 
 def _foreign(url: str) -> str:
+    if re.match(r"\w+://[^/@]*:[^/@]*@", url):
+        # It would stand in records and in commits.
+        return "the address of its source has a password in it: put that into a Secret"
     if _URL.fullmatch(url) or _SHORT.fullmatch(url):
         return ""
     return f"its source {url or 'without an address'} is no Git repository over https or ssh"

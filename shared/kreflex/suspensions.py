@@ -140,11 +140,12 @@ def step_to_suspend(way: WayInGit) -> SuspendSync | NoteSuspension | Refuse | No
     if by.restored and not by.suspended:
         return way.refused(f"{by} can't be suspended, for it would be resumed by {by.restored}", "Git")
     plan = f"suspend {by} and write {way.to.hash} instead of {way.bad} live"
-    if not by.suspended:
-        because = f"{by} would put {way.bad} back"
-        return SuspendSync(because, release=release, episode=way.episode, course=plan, by=by)
+    because = f"{by} would put {way.bad} back"
     if SYNC_SUSPENDED not in release.workload.annotations:
-        return NoteSuspension(f"{by} is suspended", release=release, episode=way.episode, course=plan)
+        # First: whoever comes after a kill finds by it that somebody has to be told.
+        return NoteSuspension(because, release=release, episode=way.episode, course=plan)
+    if not by.suspended:
+        return SuspendSync(because, release=release, episode=way.episode, course=plan, by=by)
     return None
 
 
