@@ -48,6 +48,9 @@ TEMPLATE_HASH = "pod-template-hash"
 _PAGE = 500
 # To pack and unpack megabytes takes longer than to send them through a cluster's network.
 _OF_NODES = {"Accept": f"{wire.MEDIA_TYPE},application/json", "Accept-Encoding": "identity"}
+# https://kubernetes.io/docs/reference/using-api/api-concepts/#metadata-only-fetches: without a fallback, so that
+# who can't give just the metadata gives nothing.
+_OF_METADATA = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
 _GENERATIONS = 5
 _SHARE_SECONDS = 1.0
 
@@ -78,13 +81,16 @@ class Transport:
         query: Mapping[str, str] | None = None,
         kind: str = "json",
         nodes: bool = False,
+        metadata: bool = False,
         operations: list[JSON] | None = None,
     ) -> JSON:
         """Send one request; raises UnavailableError when nothing comes back, ApiError when the answer is no.
 
-        A page of `nodes` is read as it arrives, and only what `node_view` looks at. `operations` are a JSON patch.
+        A page of `nodes` is read as it arrives, and only what `node_view` looks at. Of a list of `metadata` nothing
+        else is sent. `operations` are a JSON patch.
         """
-        headers = {"Accept": "application/json", **await self._authorization(), **(_OF_NODES if nodes else {})}
+        special = {**(_OF_NODES if nodes else {}), **(_OF_METADATA if metadata else {})}
+        headers = {"Accept": "application/json", **await self._authorization(), **special}
         data = None
         given = body if operations is None else operations
         if given is not None:
@@ -244,6 +250,11 @@ class Reader:
         async for item in self._items(path, query):
             yield item
 
+    async def list_metadata(self, path: str, **query: str) -> AsyncIterator[JSON]:
+        """Read the metadata of a collection; what is in the objects never comes into this process."""
+        async for item in self._items(path, query, metadata=True):
+            yield item
+
     async def list_served(self, path: str, **query: str) -> AsyncIterator[JSON]:
         """Read a collection as `list` does; what no CRD has made known to the API server has no objects."""
         try:
@@ -261,10 +272,12 @@ class Reader:
                 async for item in self.list_served(path):
                     yield item
 
-    async def _items(self, path: str, query: dict[str, str], *, nodes: bool = False) -> AsyncIterator[JSON]:
+    async def _items(
+        self, path: str, query: dict[str, str], *, nodes: bool = False, metadata: bool = False
+    ) -> AsyncIterator[JSON]:
         query = {"limit": str(_PAGE), **query}
         while True:
-            page = await self._transport.send("GET", path, query=query, nodes=nodes)
+            page = await self._transport.send("GET", path, query=query, nodes=nodes, metadata=metadata)
             for item in page.get("items") or ():
                 yield item
             query["continue"] = page["metadata"].get("continue", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -43,7 +44,14 @@ class Helm(Part):
     service_account: str = Field(
         "", max_length=63, description="Writes every kind of the chart. Without it releases of Helm are left to people."
     )
-    timeout: Duration = Field(parse_duration("5m"), description="How long helm may wait for the rollback.")
+    timeout: Duration = Field(
+        parse_duration("5m"), ge=timedelta(seconds=1), description="How long helm may wait for the rollback."
+    )
+    force_conflicts: bool = Field(
+        False,
+        description="Whether helm also takes back fields that others have set since, such as replicas that were scaled."
+        " Without it a rollback that meets one fails, and may be half done.",
+    )
 
 
 class Comparison(Part):
