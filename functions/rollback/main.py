@@ -19,6 +19,7 @@ from kreflex import (
     EvictStuck,
     Failing,
     Findings,
+    Held,
     Ineffective,
     Limits,
     Pod,
@@ -30,10 +31,13 @@ from kreflex import (
     Releases,
     Remember,
     RevertTemplate,
+    Revision,
+    RollBackHelm,
     Settings,
     Skip,
     Treatment,
     Undecided,
+    Undo,
     Unknown,
     Untold,
     Workload,
@@ -42,6 +46,9 @@ from kreflex import (
     ailment,
     around,
     findings,
+    helm_source,
+    helm_way_back,
+    helm_went,
     is_released,
     judge,
     manager_of,
@@ -59,7 +66,6 @@ SECOND = timedelta(seconds=1)
 GLANCE, RECHECK = timedelta(seconds=2), timedelta(minutes=1)
 # How many times the policy's patience a StatefulSet has to get its pods back, one by one, before the verdict is asked.
 RETURN = 10
-HELM = ("app.kubernetes.io/managed-by", "meta.helm.sh/release-name")
 
 
 class RollbackSettings(Settings):
@@ -71,6 +77,7 @@ class RollbackSettings(Settings):
     argocd_namespace: str = Field(
         "argocd", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where the Applications of Argo CD are."
     )
+    helm_image: str = Field("", description="An image with helm, by digest; without it Helm's releases are for people.")
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ async def find(world: World, settings: RollbackSettings) -> AsyncIterator[Worklo
 
 async def decide(
     signal: PodSignal | WorkloadSignal, world: World, settings: RollbackSettings
-) -> RevertTemplate | EvictStuck | Remember | Defer | Refuse | Skip:
+) -> RevertTemplate | EvictStuck | RollBackHelm | Remember | Defer | Refuse | Skip:
     """Take the next step back to the last healthy revision, unless something else than the change is to blame."""
     if shows_nothing(signal, world, settings):
         return Skip("the event shows nothing that a release could be to blame for")
@@ -168,7 +175,7 @@ def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) ->
     return Skip(release.because)
 
 
-async def begin(trouble: Trouble) -> RevertTemplate | Remember | Defer | Refuse | Skip:
+async def begin(trouble: Trouble) -> RevertTemplate | RollBackHelm | Remember | Defer | Refuse | Skip:
     """Begin with a release that fails because of its change."""
     release, now = trouble.release, trouble.world.now()
     found = findings(release, trouble.limits, now)
@@ -193,10 +200,15 @@ async def well(trouble: Trouble) -> Remember | Skip:
     release, source = trouble.release, ""
     if release.complete:
         manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
-        source = source_of(manager) if manager is not None else ""
+        source = source_of(manager) if manager is not None else await helm_of(trouble)
     told = to_remember(release, trouble.rules.healthy_for, trouble.world.now(), source)
     state = "is complete" if release.complete else "is on its way"
     return told or Skip(f"{release.current} {state}, and nothing of it fails")
+
+
+async def helm_of(trouble: Trouble) -> str:
+    """Name the revision of Helm that is well, if it is Helm's."""
+    return await helm_source(trouble.release, trouble.rules.healthy_for, trouble.world.cluster)
 
 
 def hands_off(trouble: Trouble) -> Refuse | Skip | None:
@@ -226,22 +238,47 @@ def tries(release: Release) -> bool:
     return release.workload.ref.kind == "Rollout" and bool(stable) and stable != status.get("currentPodHash")
 
 
-async def way_back(trouble: Trouble, failing: Failing) -> RevertTemplate | Refuse:
+async def way_back(trouble: Trouble, failing: Failing) -> RevertTemplate | RollBackHelm | Defer | Refuse:
     """Choose who undoes it: whoever wrote the release has to, or he would write it again."""
     release = trouble.release
     because = f"{failing.story}; {failing.because}"
     manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
     if manager is not None:
         return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
-    if HELM[1] in release.workload.annotations and release.labels.get(HELM[0]) == "Helm":
-        name = release.workload.annotations[HELM[1]]
-        return trouble.refuse(f"{because}. It is part of the release {name} of Helm: helm rollback {name}", "Helm")
+    settings, cluster = trouble.settings, trouble.world.cluster
+    helm = await helm_way_back(release, failing.to, trouble.rules, settings.helm_image, cluster)
+    if isinstance(helm, Held):
+        return held_by_helm(trouble, helm, f"{because}. ")
+    if helm is not None:
+        return by_helm(trouble, helm, failing.to, because)
     return RevertTemplate(
         because=because,
         release=release,
         to=failing.to,
         episode=trouble.episode,
         course=course(named(release), f"{failing.to.number}/{failing.to.hash}"),
+    )
+
+
+def held_by_helm(trouble: Trouble, held: Held, because: str = "") -> Defer | Refuse:
+    """Wait for Helm, or leave it to people."""
+    if held.until is not None:
+        return Defer(held.because, held.until, trouble.episode, trouble.workload)
+    return trouble.refuse(f"{because}{held.because}", held.cause, held.again)
+
+
+def by_helm(trouble: Trouble, undo: Undo, to: Revision, because: str) -> RollBackHelm:
+    """Have Helm go back, with all that is in the chart."""
+    whole = f"roll {undo.installation} back from revision {undo.bad} to {undo.good}, with all of its chart"
+    return RollBackHelm(
+        because=because,
+        release=trouble.release,
+        way=undo,
+        to=to,
+        rules=trouble.rules.helm,
+        image=trouble.settings.helm_image,
+        episode=trouble.episode,
+        course=whole,
     )
 
 
@@ -255,12 +292,17 @@ def course(from_: str, to: str) -> str:
     return f"roll back from {from_} to {to}"
 
 
-async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | Remember | Defer | Refuse | Skip:
+async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | RollBackHelm | Remember | Defer | Refuse | Skip:
     """Go on with a rollback that has begun: see that the template is back, and free it from pods that are stuck."""
     release, notes = trouble.release, trouble.workload.annotations
     if notes.get(BACK_BY) != trouble.record:
         return await begin(trouble) if may_be_undone(trouble) else Skip("somebody has changed it since")
     bad, good = (notes.get(name, "").rpartition("/")[2] for name in (BACK_FROM, BACK_TO))
+    helm = await helm_went(release, trouble.record, trouble.rules, trouble.world.cluster)
+    if isinstance(helm, Undo):
+        return by_helm(trouble, helm, release.current, "its Job is not there")
+    if helm is not None and (helm.until is None or release.current.hash != good):
+        return held_by_helm(trouble, helm)
     if release.current.hash == bad:
         return trouble.refuse(
             f"somebody has put {release.current} back: what writes {trouble.workload.ref}?", "PutBack"
@@ -277,14 +319,17 @@ async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | Remember | De
             episode=trouble.episode,
             course=course(notes[BACK_FROM], notes[BACK_TO]),
         )
+    if helm is not None:
+        return held_by_helm(trouble, helm)
     return waiting(trouble) or Skip(f"its template is that of {release.current} again")
 
 
 def may_be_undone(trouble: Trouble) -> bool:
     """Tell whether the template may still be as it was: nobody has written it, or nobody knows."""
     signal = trouble.signal
-    taken = signal.course.took("RevertTemplate") if isinstance(signal, WorkloadSignal) and signal.course else None
-    return taken is None or taken.note == CUT_OFF
+    begun = signal.course if isinstance(signal, WorkloadSignal) else None
+    taken = [begun.took(kind.__name__) for kind in (RevertTemplate, RollBackHelm)] if begun else []
+    return all(step is None or step.note == CUT_OFF for step in taken)
 
 
 def stuck_pods(release: Release, bad: str) -> tuple[Pod, ...]:

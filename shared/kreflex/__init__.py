@@ -15,6 +15,8 @@ from kreflex.errors import UnavailableError
 from kreflex.fleet import Complaint, complaints, episode
 from kreflex.gates import UNDER_WAY, OpenGate
 from kreflex.gitops import manager_of, source_of
+from kreflex.helm import Held, Undo, helm_source, helm_way_back
+from kreflex.helmactions import RollBackHelm, helm_went
 from kreflex.kinds import is_released
 from kreflex.machines import Backing, DeleteMachine, DeleteNodeClaim, Machine, Nobody, NodeClaim, machine_of
 from kreflex.mends import EndRemediation, MakeRemediation, remediation_of
@@ -23,7 +25,7 @@ from kreflex.providers import AskProvider
 from kreflex.records import Taken
 from kreflex.releases import Releases
 from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
-from kreflex.revisions import Release, Untold, release_of, to_remember
+from kreflex.revisions import Release, Revision, Untold, release_of, to_remember
 from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted, progress_of
 from kreflex.serve import serve, wake
 from kreflex.settings import Settings
@@ -65,6 +67,7 @@ __all__ = [
     "EvictStuck",
     "Failing",
     "Findings",
+    "Held",
     "Inconclusive",
     "Ineffective",
     "Limits",
@@ -90,6 +93,8 @@ __all__ = [
     "RestartNetworkPod",
     "ResumeAborted",
     "RevertTemplate",
+    "Revision",
+    "RollBackHelm",
     "Rung",
     "Same",
     "ScaleCanary",
@@ -102,6 +107,7 @@ __all__ = [
     "UnavailableError",
     "UncordonNode",
     "Undecided",
+    "Undo",
     "Unknown",
     "UntaintNode",
     "Untold",
@@ -121,6 +127,9 @@ __all__ = [
     "evictable",
     "failing",
     "findings",
+    "helm_source",
+    "helm_way_back",
+    "helm_went",
     "is_released",
     "judge",
     "machine_of",
