@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pydantic import Field
@@ -45,12 +45,14 @@ from kreflex import (
     World,
     ailment,
     around,
+    errors_since,
     findings,
     helm_source,
     helm_way_back,
     helm_went,
     is_released,
     judge,
+    last_healthy,
     manager_of,
     release_of,
     seems_well,
@@ -179,6 +181,8 @@ async def begin(trouble: Trouble) -> RevertTemplate | RollBackHelm | Remember | 
     """Begin with a release that fails because of its change."""
     release, now = trouble.release, trouble.world.now()
     found = findings(release, trouble.limits, now)
+    if found.none and not found.early:
+        found = replace(found, errors=await errors(trouble))
     if found.none and not found.early and not release.stuck:
         return await well(trouble)
     held = hands_off(trouble)
@@ -193,6 +197,16 @@ async def begin(trouble: Trouble) -> RevertTemplate | RollBackHelm | Remember | 
     if isinstance(judged, Undecided) and trouble.signal.recorded:
         return Defer(judged.because, judged.until, trouble.episode, trouble.workload)
     return Skip(judged.because)
+
+
+async def errors(trouble: Trouble) -> str:
+    """Ask Prometheus whether more requests fail since the change, where somebody says that something is wrong."""
+    release, now = trouble.release, trouble.world.now()
+    before = last_healthy(release, trouble.rules, now)
+    asked = trouble.signal.source != "waker" and now - release.changed_at <= trouble.rules.change_window
+    if before is None or not asked:
+        return ""
+    return await errors_since(release, before, trouble.rules, trouble.world.metrics, now)
 
 
 async def well(trouble: Trouble) -> Remember | Skip:

@@ -4,7 +4,7 @@ import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
 from kreflex.ailments import Ailment, Limits, ailment
 from kreflex.canaries import Canary, NoCanary, canary_of, marked, this_try, tried
-from kreflex.causes import Elsewhere, Failing, Findings, Undecided, findings, judge
+from kreflex.causes import Elsewhere, Failing, Findings, Undecided, findings, judge, last_healthy
 from kreflex.comparisons import Difference, Inconclusive, Same, Worse, by_pods, compare, failing
 from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
 from kreflex.courses import CUT_OFF
@@ -31,6 +31,7 @@ from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
 from kreflex.surroundings import around, seems_well, worth_a_look
+from kreflex.trends import errors_since
 from kreflex.upkeep import PRESSURES, Rung, Upkeep
 from kreflex.views import Container, Pod, Ref, Workload
 from kreflex.weights import ScaleCanary, TakeTraffic, with_traffic
@@ -124,6 +125,7 @@ __all__ = [
     "compare",
     "complaints",
     "episode",
+    "errors_since",
     "evictable",
     "failing",
     "findings",
@@ -132,6 +134,7 @@ __all__ = [
     "helm_went",
     "is_released",
     "judge",
+    "last_healthy",
     "machine_of",
     "manager_of",
     "marked",

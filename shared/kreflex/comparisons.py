@@ -99,18 +99,18 @@ async def compare(trial: Side, stable: Side, rules: Comparison, metrics: Metrics
         answers = await asyncio.gather(*(metrics.scalar(query) for query in queries))
     except UnavailableError as error:
         return Inconclusive(f"nobody can tell whether the canary is worse: {error}")
-    return judged(_Count.of(answers[0], answers[1]), _Count.of(answers[2], answers[3]), rules)
+    return judged(Count.of(answers[0], answers[1]), Count.of(answers[2], answers[3]), rules)
 
 
 @dataclass(frozen=True, slots=True)
-class _Count:
+class Count:
     """How many requests there were, and how many of them failed."""
 
     requests: float
     failed: float
 
     @classmethod
-    def of(cls, requests: float | None, failed: float | None) -> _Count | None:
+    def of(cls, requests: float | None, failed: float | None) -> Count | None:
         """Read two answers; None without requests. A counter that has never counted a failure has no series."""
         if requests is None:
             return None
@@ -126,7 +126,7 @@ class _Count:
         return f"{self.share:.1%} of {self.requests:.0f}"
 
 
-def judged(trial: _Count | None, stable: _Count | None, rules: Comparison) -> Difference:
+def judged(trial: Count | None, stable: Count | None, rules: Comparison) -> Difference:
     """Judge two counts."""
     if trial is None or stable is None:
         missing = "the canary" if trial is None else "what is stable"

@@ -36,7 +36,7 @@ from tests.releases import (
     unplaced,
     unready,
 )
-from tests.values import HOUR, MINUTE, NOW, RUNNING, a_status, says, stamp, the_node
+from tests.values import HOUR, MINUTE, NOW, a_status, says, stamp, the_node
 
 SECOND = timedelta(seconds=1)
 WELL = Around({name: the_node(name) for name in ("blue-1", "blue-2", "blue-3")})
@@ -340,8 +340,8 @@ MORE = a_template("shop:2", container={"resources": {"limits": {"cpu": "1"}}})
         ('pods "x" is forbidden: maximum cpu usage per Container is 500m, but limit is 1', MORE, "Failing"),
         (
             (
-                'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged (container "app" must not set'
-                " securityContext.privileged=true)"
+                'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged (container "app" must not'
+                " set securityContext.privileged=true)"
             ),
             a_template("shop:2", container={"securityContext": {"privileged": True}}),
             "Failing",
@@ -575,5 +575,4 @@ def test_jobs_bare_pods_and_pods_that_wait_for_room_are_no_neighbours() -> None:
 
 
 def test_a_pod_that_is_ready_has_no_neighbour_s_trouble() -> None:
-    state = {"app": [a_status(restarts=0, state=RUNNING, last={})]}
-    assert neighbours([a_pod_of(1, ready_for=HOUR, **state)], {}, LIMITS, NOW) == ()
+    assert neighbours([a_pod_of(1, ready_for=HOUR)], {}, LIMITS, NOW) == ()
