@@ -1,32 +1,26 @@
 """Releases, what is remembered of them, and the way back, on a real API server, with the rights that are declared."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from kreflex import Defer, Settings, Skip, Treatment, Unknown, World, admission, rights
 from kreflex.actions import BlockedError, HopelessError
-from kreflex.cluster import Reader, Transport, Writer
-from kreflex.credentials import load_credentials
-from kreflex.decisions import Remember
-from kreflex.errors import ApiError, ConflictError, DeniedError
+from kreflex.cluster import Reader
+from kreflex.errors import ConflictError, DeniedError
 from kreflex.histories import Histories, Noted, digest, histories, history_of, history_path
-from kreflex.reflex import Reflex
-from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
-from kreflex.revisions import Release, Untold, noted, release_of, to_remember, unremembered
+from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck
+from kreflex.revisions import Release, Untold, noted, release_of, unremembered
 from kreflex.signals import WorkloadSignal
-from kreflex.views import Pod, Ref
-from lab import audit, manifests, workloads
+from kreflex.views import Ref
+from lab import audit, workloads
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from tests import kit
+from tests.mending import NAME, OURS, REFLEX, SECOND, THEIRS, Lab, back, evicting, mending, stuck_pods
 
-NAME, HOME = "release-mender", "kreflex-system"
-OURS, THEIRS = "release-mender-shop-1", "release-mender-shop-2"
-SECOND = timedelta(seconds=1)
 KINDS: dict[str, Callable[[str, kit.Json], kit.Json]] = {
     "Deployment": lambda name, spec: workloads.deployment(name, 2, spec=spec),
     "StatefulSet": lambda name, spec: workloads.stateful_set(name, 2, spec),
@@ -34,87 +28,10 @@ KINDS: dict[str, Callable[[str, kit.Json], kit.Json]] = {
 }
 
 
-async def find(world: World, settings: Settings) -> AsyncIterator[WorkloadSignal]:
-    async for history in histories(world.cluster):
-        ref = history.workload
-        yield WorkloadSignal(ref.api_version, ref.kind, ref.namespace, ref.name)
-
-
-async def decide(
-    signal: WorkloadSignal, world: World, settings: Settings
-) -> RevertTemplate | EvictStuck | Remember | Skip:
-    ref = Ref(signal.api_version, signal.kind, signal.namespace, signal.name, signal.uid)
-    release = await release_of(ref, world.cluster)
-    assert isinstance(release, Release)
-    return to_remember(release, SECOND, world.now(), "main@1") or Skip("there is nothing to remember")
-
-
-async def recovered(treatment: Treatment, world: World, settings: Settings) -> Unknown | Defer:
-    return Unknown("it is not asked")
-
-
-REFLEX = Reflex(NAME, find, decide, recovered, Settings())
-
-
-@dataclass
-class Lab:
-    """The control plane, and an account with the rights of a function that rolls back."""
-
-    plane: ControlPlane
-    reader: Reader
-    writer: Writer
-
-    async def release(self, ref: Ref) -> Release:
-        """Read a release, once its controller has seen what was changed last."""
-
-        async def found() -> Release | None:
-            release = await release_of(ref, self.reader)
-            return release if isinstance(release, Release) else None
-
-        release: Release = await eventually(found, f"the release of {ref}")
-        return release
-
-    async def until(self, ref: Ref, holds: Callable[[Release], bool], what: str) -> Release:
-        async def found() -> Release | None:
-            release = await self.release(ref)
-            return release if holds(release) else None
-
-        release: Release = await eventually(found, f"{ref} {what}")
-        return release
-
-    async def act(self, make: Callable[[Release], RevertTemplate | EvictStuck], ref: Ref, mark: str = OURS) -> str:
-        """Act on the workload as it is now; again if it changed at that moment, for its controller writes to it."""
-        for _ in range(5):
-            try:
-                return await make(await self.release(ref)).apply(self.writer, self.reader, mark)
-            except ConflictError:
-                continue
-        raise AssertionError(f"{ref} changes all the time")
-
-
 @pytest.fixture(scope="module")
 async def lab(installed: ControlPlane) -> AsyncIterator[Lab]:
-    allowed = rights.rights_of(REFLEX)
-    await manifests.apply(installed.api, [*rights.manifests(allowed), *admission.policy_of(allowed)])
-    transport = Transport(load_credentials(str(await installed.kubeconfig_for(HOME, NAME))))
-    made = Lab(installed, Reader(transport), Writer(transport))
-    probe = {"metadata": {"name": "probe", "namespace": "default", "ownerReferences": []}}
-    path = "/apis/kreflex.dev/v1alpha1/namespaces/default/releasehistories"
-    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "none", "uid": "none"}
-    orphan = {"apiVersion": "kreflex.dev/v1alpha1", "kind": "ReleaseHistory", **probe, "spec": {"workload": target}}
-    await eventually(lambda: denied(made.writer.create(f"{path}?dryRun=All", orphan)), "the admission policy at work")
-    yield made
-    await transport.close()
-
-
-async def denied(asking: Awaitable[Any]) -> bool:
-    try:
-        await asking
-    except DeniedError:
-        return True
-    except ApiError:
-        return False
-    return False
+    async with mending(installed) as made:
+        yield made
 
 
 def probed(image: str = "shop:1", **container: Any) -> kit.Json:
@@ -151,10 +68,6 @@ async def released(lab: Lab, ref: Ref, image: str = "shop:2-crash") -> Release:
     containers = [{**before.body["spec"]["template"]["spec"]["containers"][0], "image": image}]
     await changed(lab, ref, {"template": {"spec": {"containers": containers}}})
     return await lab.until(ref, lambda one: bool(one.new_pods) and one.current.hash != before.current.hash, "changed")
-
-
-def back(release: Release) -> RevertTemplate:
-    return RevertTemplate("it crashes", release.earlier[0], release=release)
 
 
 async def body_of(lab: Lab, ref: Ref) -> kit.Json:
@@ -251,14 +164,6 @@ async def test_the_template_is_put_back_exactly_as_it_was_and_all_pods_are_well_
     assert {pod["spec"]["containers"][0]["image"] for pod in await here.ready_pods("shop", len(before.new_pods))} == {
         "shop:1"
     }
-
-
-def stuck_pods(release: Release) -> tuple[Pod, ...]:
-    return tuple(pod for pod in release.old_pods if not pod.ready and not pod.terminating)
-
-
-def evicting(release: Release) -> EvictStuck:
-    return EvictStuck("it never becomes Ready", stuck_pods(release), release=release)
 
 
 async def test_only_a_pod_of_another_version_that_is_not_ready_is_evicted_as_stuck(lab: Lab, here: kit.Place) -> None:
