@@ -198,7 +198,10 @@ async def _pods(ref: Ref, chosen: str, reader: Reader) -> list[Pod]:
 
 def _release(body: JSON, found: _Made, made: Sequence[_Made], pods: Iterable[Pod], history: History) -> Release:
     by_hash = _by_hash(workload_view(body).ref.uid, made, pods)
-    told = {one.revision.hash: _told(one.revision, history) for one in made}
+    told = {one.revision.hash: _told(one.revision, history.of(one.revision.hash)) for one in made}
+    if history.of(found.revision.hash) is None:
+        # The same template may be released anew under another hash: after a collision, or by Argo Rollouts.
+        told[found.revision.hash] = _told(found.revision, history.of_template(digest(body["spec"]["template"])))
     return Release(
         workload=workload_view(body),
         labels=body["metadata"].get("labels") or {},
@@ -226,8 +229,7 @@ def _by_hash(uid: str, made: Iterable[_Made], pods: Iterable[Pod]) -> dict[str, 
     return {name: tuple(those) for name, those in found.items()}
 
 
-def _told(revision: Revision, history: History) -> Revision:
-    known = history.of(revision.hash)
+def _told(revision: Revision, known: Noted | None) -> Revision:
     if known is None:
         return revision
     return replace(

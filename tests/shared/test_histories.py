@@ -6,14 +6,26 @@ from typing import Any
 
 import pytest
 
+from kreflex import PodSignal, Settings, Skip, World, rights
+from kreflex.decisions import Remember
 from kreflex.errors import UnavailableError
 from kreflex.histories import KEPT, Histories, History, Noted, digest, history_name, history_of, history_path
+from kreflex.reverts import RevertTemplate
 from kreflex.views import JSON
+from tests import made_up
 from tests.shared.releases import HISTORY, a_history
 from tests.values import CART_DEPLOYMENT, MINUTE, NOW, CannedApi, stamp
 
 GOOD: JSON = {"hash": "7d4", "number": 1, "healthyAt": stamp(NOW - 10 * MINUTE), "healthyUntil": stamp(NOW)}
 OWNER = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart", "uid": "uid-cart"}
+
+
+async def remembers(signal: PodSignal, world: World, settings: Settings) -> Remember | Skip:
+    return Skip("it does not exist")
+
+
+async def reverts(signal: PodSignal, world: World, settings: Settings) -> RevertTemplate | Skip:
+    return Skip("it does not exist")
 
 
 class Api(CannedApi):
@@ -132,3 +144,13 @@ def test_a_version_is_proven_by_how_long_it_was_seen_well() -> None:
 def test_a_template_is_named_by_what_it_says_not_by_the_order_in_which_it_says_it() -> None:
     assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1}) == "f85d0f4856723d93"
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def writes(decide: Any) -> set[str]:
+    allowed = rights.rights_of(made_up.reflex(decide)).rest
+    return {rule.verb for rule in allowed if rule.resource == "releasehistories"}
+
+
+def test_whose_signature_remembers_may_write_histories_and_no_other() -> None:
+    assert writes(remembers) == writes(reverts) == {"get", "create", "patch"}
+    assert writes(made_up.evicts) == set()

@@ -60,6 +60,12 @@ async def test_what_is_remembered_of_a_revision_is_told_with_it() -> None:
     assert (await the_release(history=a_history({**good, **seen}, uid="another"))).earlier[0].healthy_at is None
 
 
+async def test_a_version_is_known_as_bad_by_its_template_too_if_it_comes_again_under_another_hash() -> None:
+    bad = {"hash": "old", "number": 2, "bad": "r-1", "template": digest(a_template("cart:2"))}
+    assert (await the_release(history=a_history(bad))).current.bad == "r-1"
+    assert (await the_release(history=a_history({**bad, "template": "another"}))).current.bad == ""
+
+
 @pytest.mark.parametrize(
     ("change", "because", "passing"),
     [
