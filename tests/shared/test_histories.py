@@ -8,9 +8,11 @@ import pytest
 
 from kreflex import PodSignal, Settings, Skip, World, rights
 from kreflex.decisions import Remember
-from kreflex.errors import UnavailableError
+from kreflex.errors import OutageError, UnavailableError
 from kreflex.histories import KEPT, Histories, History, Noted, digest, history_name, history_of, history_path
+from kreflex.reflex import Arc, Result
 from kreflex.reverts import RevertTemplate
+from kreflex.settings import CoreSettings
 from kreflex.views import JSON
 from tests import made_up
 from tests.shared.releases import HISTORY, a_history
@@ -154,3 +156,26 @@ def writes(decide: Any) -> set[str]:
 def test_whose_signature_remembers_may_write_histories_and_no_other() -> None:
     assert writes(remembers) == writes(reverts) == {"get", "create", "patch"}
     assert writes(made_up.evicts) == set()
+
+
+async def notes(signal: PodSignal, world: World, settings: Settings) -> Remember | Skip:
+    return Remember("it is well", CART_DEPLOYMENT, Noted(hash="7d4", number=1))
+
+
+@pytest.mark.parametrize(
+    ("causes", "because"),
+    [((), "it is well"), (("NamespaceTerminating",), "its namespace is being deleted")],
+)
+async def test_what_is_remembered_is_skipped_by_the_arc_and_a_namespace_that_goes_takes_it_along(
+    causes: tuple[str, ...], because: str
+) -> None:
+    class Going(Api):
+        async def send(self, method: str, path: str, body: JSON | None = None, **options: Any) -> JSON:
+            if method == "POST" and causes:
+                raise OutageError(f"{path} is forbidden", 403, "Forbidden", causes)
+            return await super().send(method, path, body, **options)
+
+    api = Going()
+    arc = Arc(made_up.reflex(notes), CoreSettings(), api)
+    assert await arc.handle(PodSignal("shop", "cart-1")) == Result("pod shop/cart-1", "skipped", because)
+    assert [path for _, path, _ in api.written] == ([] if causes else [HISTORY.rpartition("/")[0]])
