@@ -65,6 +65,8 @@ from kreflex import (
 
 # creationTimestamp and the times of conditions have whole seconds, the fraction cut off.
 SECOND = timedelta(seconds=1)
+# What an event of a pod shows. That something takes too long, no event tells.
+AT_ONCE = {"Config", "Image", "Loop", "Start"}
 GLANCE, RECHECK = timedelta(seconds=2), timedelta(minutes=1)
 # How many times the policy's patience a StatefulSet has to get its pods back, one by one, before the verdict is asked.
 RETURN = 10
@@ -79,7 +81,6 @@ class RollbackSettings(Settings):
     argocd_namespace: str = Field(
         "argocd", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where the Applications of Argo CD are."
     )
-    helm_image: str = Field("", description="An image with helm, by digest; without it Helm's releases are for people.")
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,10 @@ def shows_nothing(signal: PodSignal | WorkloadSignal, world: World, settings: Ro
     """
     if isinstance(signal, WorkloadSignal):
         return signal.course is None and signal.seen is not None and seems_well(signal.seen)
-    limits = Limits(settings.new_pod_restarts_above, timedelta())
-    return signal.seen is not None and not isinstance(ailment(signal.seen, {}, limits, world.now()), Ailment)
+    if signal.seen is None:
+        return False
+    told = ailment(signal.seen, {}, Limits(settings.new_pod_restarts_above, timedelta()), world.now())
+    return not isinstance(told, Ailment) or told.kind not in AT_ONCE
 
 
 async def workload_of(signal: PodSignal | WorkloadSignal, world: World) -> Ref | None:
@@ -259,8 +262,7 @@ async def way_back(trouble: Trouble, failing: Failing) -> RevertTemplate | RollB
     manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
     if manager is not None:
         return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
-    settings, cluster = trouble.settings, trouble.world.cluster
-    helm = await helm_way_back(release, failing.to, trouble.rules, settings.helm_image, cluster)
+    helm = await helm_way_back(release, failing.to, trouble.rules, trouble.world.cluster)
     if isinstance(helm, Held):
         return held_by_helm(trouble, helm, f"{because}. ")
     if helm is not None:
@@ -290,7 +292,6 @@ def by_helm(trouble: Trouble, undo: Undo, to: Revision, because: str) -> RollBac
         way=undo,
         to=to,
         rules=trouble.rules.helm,
-        image=trouble.settings.helm_image,
         episode=trouble.episode,
         course=whole,
     )
