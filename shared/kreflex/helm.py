@@ -140,9 +140,7 @@ def _strange(installation: Installation, release: Release) -> str:
     return ""
 
 
-async def helm_way_back(
-    release: Release, to: Revision, rules: Releases, image: str, reader: Reader
-) -> Undo | Held | None:
+async def helm_way_back(release: Release, to: Revision, rules: Releases, reader: Reader) -> Undo | Held | None:
     """Find the revision of Helm with which a workload was healthy; None for what is not Helm's.
 
     `to` is the version of the workload that was. A revision that nobody has seen healthy is never taken: Helm calls
@@ -155,18 +153,19 @@ async def helm_way_back(
     if strange:
         return Held(ELSEWHERE, f"{strange}: go back by hand")
     revisions = await stored(installation, reader)
-    held = _unable(installation, rules, image, revisions) or _in_the_way(installation, revisions or (), rules, reader)
+    held = _unable(installation, rules, revisions) or _in_the_way(installation, revisions or (), rules, reader)
     return held or _chosen(release, to, installation, revisions or (), rules)
 
 
-def _unable(installation: Installation, rules: Releases, image: str, revisions: Sequence[Stored] | None) -> Held | None:
+def _unable(installation: Installation, rules: Releases, revisions: Sequence[Stored] | None) -> Held | None:
     """Tell which setting is missing without which nothing can be done."""
     by_hand = f"or go back by hand: {installation.by_hand()}"
     if not rules.helm.service_account:
         setting = "name a ServiceAccount of the namespace in the policy (releases.helm.serviceAccount)"
         return Held(ACCOUNT, f"it is part of {installation}: {setting}, {by_hand}")
-    if not image:
-        return Held(IMAGE, f"it is part of {installation}: name an image with helm (HELM_IMAGE), {by_hand}")
+    if not rules.helm.image:
+        setting = "name an image with helm in the policy (releases.helm.image)"
+        return Held(IMAGE, f"it is part of {installation}: {setting}, {by_hand}")
     if revisions is None:
         right = f"apply knative/variants/helm to namespace {installation.namespace}"
         because = f"the revisions of {installation} can't be seen: its Secrets may not be listed; {right}, {by_hand}"

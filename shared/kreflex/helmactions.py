@@ -38,7 +38,6 @@ class RollBackHelm(ReleaseStep):
     way: Undo
     to: Revision
     rules: Helm
-    image: str
 
     rbac: ClassVar[tuple[Rule, ...]] = (
         Rule("batch", "jobs", "create", checks=CHECKS),
@@ -73,7 +72,7 @@ class RollBackHelm(ReleaseStep):
 
     async def _ask(self, writer: Writer, reader: Reader, mark: str) -> None:
         path = jobs_path(self.way.installation)
-        body = job_of(self.way, self.rules, self.image, mark)
+        body = job_of(self.way, self.rules, mark)
         try:
             await writer.create(path, body)
         except GoneError as error:

@@ -60,11 +60,11 @@ def command_of(undo: Undo, rules: Helm) -> list[str]:
     return ["helm", "rollback", undo.installation.name, str(undo.good), where, "--wait", wait, *forced]
 
 
-def job_of(undo: Undo, rules: Helm, image: str, mark: str) -> JSON:
+def job_of(undo: Undo, rules: Helm, mark: str) -> JSON:
     """Make the Job: it ends by helm's own time limit, for one that is cut off leaves no word."""
     container = {
         "name": "helm",
-        "image": image,
+        "image": rules.image,
         "command": command_of(undo, rules),
         "resources": _RESOURCES,
         "securityContext": _CONFINED,

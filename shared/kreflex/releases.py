@@ -44,6 +44,11 @@ class Helm(Part):
     service_account: str = Field(
         "", max_length=63, description="Writes every kind of the chart. Without it releases of Helm are left to people."
     )
+    image: str = Field(
+        "",
+        max_length=512,
+        description="With helm on its PATH, by digest. Without it releases of Helm are left to people.",
+    )
     timeout: Duration = Field(
         parse_duration("5m"), ge=timedelta(seconds=1), description="How long helm may wait for the rollback."
     )
