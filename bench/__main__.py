@@ -13,7 +13,8 @@ from typing import Any
 from bench import surroundings
 
 _SPEED = ("reflex", "cold-start", "memory", "duplicates", "irrelevant")
-NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain")
+NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain", "rollback")
+_OPTIONS = {"faults": ("only", "strikes"), "rollback": ("only", "verbose")}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,13 +31,18 @@ def main() -> None:
         default=0,
         help="how many faults, nodes, pods or seconds, instead of the usual",
     )
-    parser.add_argument("--only", default="", help="faults: scenarios whose names begin so, as in `node-replacer`")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="faults: scenarios whose names begin so, as in `node-replacer`; rollback: stories whose names have it",
+    )
     parser.add_argument("--strikes", action="store_true", help="faults: no troubles, only kills and stops")
+    parser.add_argument("--verbose", action="store_true", help="rollback: what the records say of each case")
     parser.add_argument("--save", action="store_true", help="keep the figures in bench/results/")
     arguments = parser.parse_args()
     module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")
     measure: Callable[..., Awaitable[dict[str, Any]]] = module.measure
-    chosen = {"only": arguments.only, "strikes": arguments.strikes} if arguments.name == "faults" else {}
+    chosen = {name: getattr(arguments, name) for name in _OPTIONS.get(arguments.name, ())}
     found = asyncio.run(_run(measure(arguments.size, **chosen)))
     if arguments.save:
         _save(arguments.name, found)
