@@ -13,33 +13,43 @@ from kreflex import (
     BACK_FROM,
     BACK_TO,
     CUT_OFF,
+    SYNC_SUSPENDED,
     Ailment,
     Defer,
     Elsewhere,
     EvictStuck,
     Failing,
     Findings,
+    ForgetSuspension,
     Held,
     Ineffective,
     Limits,
+    Manager,
+    NoteSuspension,
     Pod,
     PodSignal,
+    ProposeRevert,
+    PushRevert,
     Recovered,
     Ref,
     Refuse,
     Release,
     Releases,
     Remember,
+    RequestSync,
     RevertTemplate,
     Revision,
     RollBackHelm,
     Settings,
     Skip,
+    SuspendSync,
+    Taken,
     Treatment,
     Undecided,
     Undo,
     Unknown,
     Untold,
+    WayInGit,
     Workload,
     WorkloadSignal,
     World,
@@ -59,6 +69,9 @@ from kreflex import (
     serve,
     show_duration,
     source_of,
+    step_in_git,
+    step_to_suspend,
+    still_suspended,
     to_remember,
     worth_a_look,
 )
@@ -70,6 +83,10 @@ AT_ONCE = {"Config", "Image", "Loop", "Start"}
 GLANCE, RECHECK = timedelta(seconds=2), timedelta(minutes=1)
 # How many times the policy's patience a StatefulSet has to get its pods back, one by one, before the verdict is asked.
 RETURN = 10
+
+
+# What a release that Git owns may come to.
+ByGit = PushRevert | ProposeRevert | RequestSync | SuspendSync | NoteSuspension | Defer | Refuse | Skip
 
 
 class RollbackSettings(Settings):
@@ -129,7 +146,21 @@ async def find(world: World, settings: RollbackSettings) -> AsyncIterator[Worklo
 
 async def decide(
     signal: PodSignal | WorkloadSignal, world: World, settings: RollbackSettings
-) -> RevertTemplate | EvictStuck | RollBackHelm | Remember | Defer | Refuse | Skip:
+) -> (
+    EvictStuck
+    | ForgetSuspension
+    | NoteSuspension
+    | ProposeRevert
+    | PushRevert
+    | RequestSync
+    | RevertTemplate
+    | RollBackHelm
+    | SuspendSync
+    | Remember
+    | Defer
+    | Refuse
+    | Skip
+):
     """Take the next step back to the last healthy revision, unless something else than the change is to blame."""
     if shows_nothing(signal, world, settings):
         return Skip("the event shows nothing that a release could be to blame for")
@@ -180,7 +211,7 @@ def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) ->
     return Skip(release.because)
 
 
-async def begin(trouble: Trouble) -> RevertTemplate | RollBackHelm | Remember | Defer | Refuse | Skip:
+async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
     """Begin with a release that fails because of its change."""
     release, now = trouble.release, trouble.world.now()
     found = findings(release, trouble.limits, now)
@@ -212,14 +243,16 @@ async def errors(trouble: Trouble) -> str:
     return await errors_since(release, before, trouble.rules, trouble.world.metrics, now)
 
 
-async def well(trouble: Trouble) -> Remember | Skip:
+async def well(trouble: Trouble) -> ForgetSuspension | Remember | Refuse | Skip:
     """Remember a release that is well: this is what is gone back to one day."""
-    release, source = trouble.release, ""
+    release, source, manager = trouble.release, "", None
     if release.complete:
         manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
         source = source_of(manager) if manager is not None else await helm_of(trouble)
     told = to_remember(release, trouble.rules.healthy_for, trouble.world.now(), source)
     state = "is complete" if release.complete else "is on its way"
+    if told is None and release.complete and SYNC_SUSPENDED in release.workload.annotations:
+        return still_suspended(release, manager)
     return told or Skip(f"{release.current} {state}, and nothing of it fails")
 
 
@@ -255,25 +288,51 @@ def tries(release: Release) -> bool:
     return release.workload.ref.kind == "Rollout" and bool(stable) and stable != status.get("currentPodHash")
 
 
-async def way_back(trouble: Trouble, failing: Failing) -> RevertTemplate | RollBackHelm | Defer | Refuse:
+async def way_back(trouble: Trouble, failing: Failing) -> ByGit | RevertTemplate | RollBackHelm:
     """Choose who undoes it: whoever wrote the release has to, or he would write it again."""
     release = trouble.release
     because = f"{failing.story}; {failing.because}"
     manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
     if manager is not None:
-        return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
+        return await by_git(trouble, failing.to, manager, because)
     helm = await helm_way_back(release, failing.to, trouble.rules, trouble.world.cluster)
     if isinstance(helm, Held):
         return held_by_helm(trouble, helm, f"{because}. ")
     if helm is not None:
         return by_helm(trouble, helm, failing.to, because)
-    return RevertTemplate(
-        because=because,
-        release=release,
-        to=failing.to,
-        episode=trouble.episode,
-        course=course(named(release), f"{failing.to.number}/{failing.to.hash}"),
-    )
+    return live(trouble, failing.to, because)
+
+
+def live(trouble: Trouble, to: Revision, because: str) -> RevertTemplate:
+    """Write the earlier template into the cluster."""
+    whole = course(named(trouble.release), f"{to.number}/{to.hash}")
+    return RevertTemplate(because=because, release=trouble.release, to=to, episode=trouble.episode, course=whole)
+
+
+async def by_git(trouble: Trouble, to: Revision, manager: Manager, because: str) -> ByGit | RevertTemplate:
+    """Undo it in Git, as the policy says; live only while the sync is suspended that would undo that."""
+    rules, release = trouble.rules.git, trouble.release
+    if rules.mode == "Refuse":
+        return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
+    way = WayInGit(release=release, to=to, by=manager, rules=rules, because=because, episode=trouble.episode)
+    if rules.mode != "Suspend":
+        begun = trouble.signal.course if isinstance(trouble.signal, WorkloadSignal) else None
+        return await step_in_git(way, begun, trouble.world)
+    step = live(trouble, to, because)
+    return step_to_suspend(replace(way, course=step.course)) or step
+
+
+async def on_by_git(trouble: Trouble) -> ByGit | RevertTemplate:
+    """Go on with what was pushed or proposed, whatever the pods do meanwhile."""
+    release, now = trouble.release, trouble.world.now()
+    if release.current.hash != trouble.episode.partition("/")[0]:
+        return Skip(f"{release.current} has come instead of the bad version")
+    manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
+    to = last_healthy(release, trouble.rules, now)
+    if manager is None or to is None:
+        missing = "what wrote it from Git" if manager is None else "a healthy revision"
+        return trouble.refuse(f"{missing} is not known any more, and {release.current} is still there", "Git")
+    return await by_git(trouble, to, manager, f"{release.current} fails")
 
 
 def held_by_helm(trouble: Trouble, held: Held, because: str = "") -> Defer | Refuse:
@@ -307,11 +366,18 @@ def course(from_: str, to: str) -> str:
     return f"roll back from {from_} to {to}"
 
 
-async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | RollBackHelm | Remember | Defer | Refuse | Skip:
-    """Go on with a rollback that has begun: see that the template is back, and free it from pods that are stuck."""
+async def go_on(trouble: Trouble) -> ByGit | EvictStuck | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
+    """Go on with a rollback that has begun, in Git or in the cluster."""
+    if took(trouble, PushRevert, ProposeRevert):
+        return await on_by_git(trouble)
+    if trouble.workload.annotations.get(BACK_BY) == trouble.record:
+        return await on_live(trouble)
+    return await begin(trouble) if may_be_undone(trouble) else Skip("somebody has changed it since")
+
+
+async def on_live(trouble: Trouble) -> EvictStuck | RollBackHelm | Defer | Refuse | Skip:
+    """See that the template is back, and free it from pods that are stuck."""
     release, notes = trouble.release, trouble.workload.annotations
-    if notes.get(BACK_BY) != trouble.record:
-        return await begin(trouble) if may_be_undone(trouble) else Skip("somebody has changed it since")
     bad, good = (notes.get(name, "").rpartition("/")[2] for name in (BACK_FROM, BACK_TO))
     helm = await helm_went(release, trouble.record, trouble.rules, trouble.world.cluster)
     if isinstance(helm, Undo):
@@ -341,10 +407,14 @@ async def go_on(trouble: Trouble) -> RevertTemplate | EvictStuck | RollBackHelm 
 
 def may_be_undone(trouble: Trouble) -> bool:
     """Tell whether the template may still be as it was: nobody has written it, or nobody knows."""
-    signal = trouble.signal
-    begun = signal.course if isinstance(signal, WorkloadSignal) else None
-    taken = [begun.took(kind.__name__) for kind in (RevertTemplate, RollBackHelm)] if begun else []
-    return all(step is None or step.note == CUT_OFF for step in taken)
+    return all(step.note == CUT_OFF for step in took(trouble, RevertTemplate, RollBackHelm))
+
+
+def took(trouble: Trouble, *kinds: type[object]) -> list[Taken]:
+    """Tell of the steps of some kinds that were taken."""
+    begun = trouble.signal.course if isinstance(trouble.signal, WorkloadSignal) else None
+    found = [begun.took(kind.__name__) for kind in kinds] if begun is not None else []
+    return [step for step in found if step is not None]
 
 
 def stuck_pods(release: Release, bad: str) -> tuple[Pod, ...]:

@@ -14,7 +14,8 @@ from kreflex.durations import Duration, parse_duration, show_duration
 from kreflex.errors import UnavailableError
 from kreflex.fleet import Complaint, complaints, episode
 from kreflex.gates import UNDER_WAY, OpenGate
-from kreflex.gitops import manager_of, source_of
+from kreflex.gitactions import ProposeRevert, PushRevert, RequestSync, WayInGit, step_in_git
+from kreflex.gitops import SYNC_SUSPENDED, Manager, manager_of, source_of
 from kreflex.helm import Held, Undo, helm_source, helm_way_back
 from kreflex.helmactions import RollBackHelm, helm_went
 from kreflex.kinds import is_released
@@ -31,6 +32,7 @@ from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
 from kreflex.surroundings import around, seems_well, worth_a_look
+from kreflex.suspensions import ForgetSuspension, NoteSuspension, SuspendSync, step_to_suspend, still_suspended
 from kreflex.trends import errors_since
 from kreflex.upkeep import PRESSURES, Rung, Upkeep
 from kreflex.views import Container, Pod, Ref, Workload
@@ -45,6 +47,7 @@ __all__ = [
     "MARK",
     "OUT_OF_SERVICE",
     "PRESSURES",
+    "SYNC_SUSPENDED",
     "TAINTED",
     "UNDER_WAY",
     "AbortRollout",
@@ -68,6 +71,7 @@ __all__ = [
     "EvictStuck",
     "Failing",
     "Findings",
+    "ForgetSuspension",
     "Held",
     "Inconclusive",
     "Ineffective",
@@ -75,22 +79,27 @@ __all__ = [
     "Load",
     "Machine",
     "MakeRemediation",
+    "Manager",
     "NoCanary",
     "Nobody",
     "Node",
     "NodeClaim",
     "NodeSignal",
+    "NoteSuspension",
     "OpenGate",
     "PauseRollout",
     "Pod",
     "PodSignal",
     "Progress",
+    "ProposeRevert",
+    "PushRevert",
     "Recovered",
     "Ref",
     "Refuse",
     "Release",
     "Releases",
     "Remember",
+    "RequestSync",
     "RestartNetworkPod",
     "ResumeAborted",
     "RevertTemplate",
@@ -101,6 +110,7 @@ __all__ = [
     "ScaleCanary",
     "Settings",
     "Skip",
+    "SuspendSync",
     "TaintOutOfService",
     "TakeTraffic",
     "Taken",
@@ -114,6 +124,7 @@ __all__ = [
     "Untold",
     "Upkeep",
     "Verdict",
+    "WayInGit",
     "Workload",
     "WorkloadSignal",
     "World",
@@ -148,6 +159,9 @@ __all__ = [
     "serve",
     "show_duration",
     "source_of",
+    "step_in_git",
+    "step_to_suspend",
+    "still_suspended",
     "this_try",
     "to_remember",
     "tried",

@@ -223,6 +223,8 @@ class WayInGit:
     rules: Git
     because: str
     episode: str
+    # The whole remediation in words, where that is not all done in Git.
+    course: str = ""
 
     @property
     def bad(self) -> str:
@@ -238,7 +240,11 @@ class WayInGit:
 
     def refused(self, because: str, cause: str) -> Refuse:
         """Leave it to people."""
-        return Refuse(because, cause, episode=self.episode)
+        return Refuse(because, cause, episode=self.episode, about=self.release.workload)
+
+    def deferred(self, because: str, until: datetime) -> Defer:
+        """Look again later."""
+        return Defer(because, until, self.episode, self.release.workload)
 
 
 async def step_in_git(
@@ -257,7 +263,7 @@ async def step_in_git(
             return way.refused(f"people have closed {proposal.url} without merging it", "Declined")
         if proposal is None or proposal.state == "open":
             until = world.now() + _SOMETIMES
-            return Defer(f"{pushed.note.removeprefix(PROPOSED)} waits for people", until, way.episode)
+            return way.deferred(f"{pushed.note.removeprefix(PROPOSED)} waits for people", until)
     asked = _taken(course, RequestSync)
     if asked is None or asked.last < since:
         return RequestSync(f"{way.by} follows it", release=way.release, episode=way.episode, course=way.plan, by=way.by)
@@ -265,7 +271,7 @@ async def step_in_git(
     if world.now() >= late:
         because = way.by.complaint or "it says nothing of why"
         return way.refused(f"{way.by} has not brought what Git says since {since:%H:%M:%S}: {because}", "GitLate")
-    return Defer(f"{way.by} is to bring what Git says", min(late, world.now() + _SOON), way.episode)
+    return way.deferred(f"{way.by} is to bring what Git says", min(late, world.now() + _SOON))
 
 
 def _taken(course: Course | None, kind: type[ReleaseStep]) -> Taken | None:

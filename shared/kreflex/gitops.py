@@ -82,8 +82,9 @@ class Manager:
     """What writes an object from Git; `held` tells why nothing can be undone in Git by us, "" if nothing does.
 
     `branch` is "" for the repository's default one, `source` what fetches the repository if that is another object.
-    `history` has the newest first, without what is applied now. `others` are the other workloads that it writes,
-    `complaint` is what it says of itself, and `restored` who would put it back if it was suspended, "" if nobody would.
+    `history` has the newest first, without what is applied now, and `settled` says that no sync is under way. `others`
+    are the other workloads that it writes, `complaint` is what it says of itself, and `restored` who would put it back
+    if it was suspended, "" if nobody would.
     """
 
     ref: Ref
@@ -93,6 +94,7 @@ class Manager:
     paths: tuple[str, ...] = ()
     applied: str = ""
     history: tuple[Deployed, ...] = ()
+    settled: bool = True
     suspended: bool = False
     suspended_by: str = ""
     others: tuple[str, ...] = ()
@@ -198,6 +200,7 @@ async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = F
         paths=_argo_paths(source, annotations),
         applied=applied,
         history=_before(history, applied),
+        settled=(status.get("operationState") or {}).get("phase", "Succeeded") == "Succeeded",
         suspended=not _automated(spec),
         suspended_by=annotations.get(SUSPENDED_BY, ""),
         others=_others(status, body),
@@ -325,6 +328,7 @@ async def _kustomization(ref: Ref, body: JSON, reader: Reader) -> Manager | None
         paths=(inside(spec.get("path", "")),),
         applied=applied,
         history=_before(_snapshots(status), applied),
+        settled=status.get("lastAttemptedRevision") == status.get("lastAppliedRevision"),
         suspended=bool(spec.get("suspend")),
         suspended_by=(meta.get("annotations") or {}).get(SUSPENDED_BY, ""),
         others=_inventory(status, body),
@@ -417,8 +421,8 @@ async def _helm_release(ref: Ref, body: JSON, reader: Reader) -> Manager | None:
 
 
 def source_of(manager: Manager) -> str:
-    """Tell what a release came from, as its history keeps it."""
-    return f"git:{manager.applied}" if manager.applied else ""
+    """Tell what a release came from, as its history keeps it; "" while a sync is under way that may bring another."""
+    return f"git:{manager.applied}" if manager.applied and manager.settled else ""
 
 
 def good_revision(manager: Manager, source: str, left_at: datetime) -> str:

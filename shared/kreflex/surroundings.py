@@ -13,6 +13,7 @@ from kreflex import progress
 from kreflex.ailments import Limits
 from kreflex.causes import Around, neighbours
 from kreflex.cluster import Reader
+from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.histories import History, histories
 from kreflex.kinds import RELEASED, TOLD
 from kreflex.releases import Releases
@@ -58,6 +59,8 @@ async def _why(ref: Ref, body: JSON, history: History | None, world: World) -> s
         return ""
     if not progress.complete(body):
         return "its release is not complete"
+    if SYNC_SUSPENDED in (body["metadata"].get("annotations") or {}):
+        return "its sync is suspended"
     rules = await world.releases(ref, body["metadata"].get("labels") or {})
     least = rules.healthy_for if isinstance(rules, Releases) else Releases().healthy_for
     return "nobody has noted that it is well" if unremembered(body, history, least) else ""

@@ -139,13 +139,12 @@ def step_to_suspend(way: WayInGit) -> SuspendSync | NoteSuspension | Refuse | No
         return way.refused(f"{by} owns it in Git and can't be suspended: {by.held}", "Git")
     if by.restored and not by.suspended:
         return way.refused(f"{by} can't be suspended, for it would be resumed by {by.restored}", "Git")
-    plan = f"suspend {by} and write {way.to.hash} instead of {way.bad} live"
-    because = f"{by} would put {way.bad} back"
+    because = f"{way.because}; {by} would put it back, so that its sync is suspended"
     if SYNC_SUSPENDED not in release.workload.annotations:
         # First: whoever comes after a kill finds by it that somebody has to be told.
-        return NoteSuspension(because, release=release, episode=way.episode, course=plan)
+        return NoteSuspension(because, release=release, episode=way.episode, course=way.course)
     if not by.suspended:
-        return SuspendSync(because, release=release, episode=way.episode, course=plan, by=by)
+        return SuspendSync(because, release=release, episode=way.episode, course=way.course, by=by)
     return None
 
 
@@ -156,7 +155,12 @@ def still_suspended(release: Release, by: Manager | None) -> ForgetSuspension | 
         return ForgetSuspension(f"{by or 'its controller'} is at work again", release=release, episode=episode)
     because = f"{by} is suspended since Kreflex has rolled {release.workload.ref} back live"
     how = f"mend Git, where the bad release still is, and then: {_resuming(by)}"
-    return Refuse(f"{because}: nothing that is in Git comes into the cluster. {how}", SUSPENDED, episode=episode)
+    return Refuse(
+        f"{because}: nothing that is in Git comes into the cluster. {how}",
+        SUSPENDED,
+        episode=episode,
+        about=release.workload,
+    )
 
 
 def _resuming(by: Manager) -> str:

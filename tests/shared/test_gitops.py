@@ -258,7 +258,7 @@ async def test_a_sync_that_waits_for_health_has_been_applied() -> None:
         "operationState": {"phase": "Running", "syncResult": {"revision": BAD}},
     }
     manager = await the_application(status=status)
-    assert (manager.applied, manager.history) == (BAD, (Deployed(GOOD, NOW - HOUR),))
+    assert (manager.applied, manager.history, manager.settled) == (BAD, (Deployed(GOOD, NOW - HOUR),), False)
 
 
 async def test_a_kustomization_that_waits_for_health_has_been_applied() -> None:
@@ -378,6 +378,13 @@ async def test_the_good_revision_is_that_of_the_history_of_the_release() -> None
     assert good_revision(manager, f"git:{'c' * 40}", NOW) == "c" * 40
     assert source_of(manager) == f"git:{BAD}"
     assert source_of(replace(manager, applied="")) == ""
+
+
+async def test_while_a_sync_is_under_way_nobody_tells_what_a_release_came_from() -> None:
+    running = {"operationState": {"phase": "Running", "syncResult": {"revision": BAD}}}
+    tried = {"lastAppliedRevision": f"main@sha1:{GOOD}"}
+    assert source_of(await the_application(status=running)) == ""
+    assert source_of(await the_kustomization(status=tried)) == ""
 
 
 async def test_else_it_is_the_newest_that_had_come_before_the_good_version_was_left() -> None:
