@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from functions.rollback.main import RollbackSettings, decide, find, recovered
 from kreflex import (
@@ -26,6 +28,8 @@ from kreflex import (
     Unknown,
     WorkloadSignal,
 )
+from kreflex.policy import read_policy
+from kreflex.releases import Releases
 from kreflex.views import JSON, pod_view
 from tests.releases import DAY, SHOP, a_template
 from tests.values import HOUR, MINUTE, NOW, CannedApi, CannedMetrics, a_node, a_pod, a_status, owned_by, stamp
@@ -355,6 +359,12 @@ async def test_an_event_of_a_workload_that_is_stuck_is_looked_into(condition: JS
     assert isinstance(await decision(BAD, OLD, signal=told), RevertTemplate)
 
 
+async def test_the_record_of_an_earlier_version_is_not_for_the_one_that_came_since() -> None:
+    """That fails as well, and has a record of its own."""
+    old = replace(SIGNAL, source="record", episode="h1/1")
+    assert await decision(BAD, OLD, signal=old) == Skip("revision 2 (shop:2) has been released since")
+
+
 # -- requests
 
 
@@ -499,3 +509,12 @@ async def test_finds_what_is_well_and_not_noted() -> None:
 
 async def test_does_not_find_what_was_scaled_to_zero() -> None:
     assert await found(a_deployment(replicas=0)) == []
+
+
+def test_the_page_s_policy_is_valid_and_says_the_defaults() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "functions" / "rollback.md").read_text()
+    body = yaml.safe_load(page.partition("<!-- example: releases -->\n```yaml\n")[2].partition("```")[0])
+    policy = read_policy({**body, "metadata": {**body["metadata"], "uid": "1"}})
+    assert policy.broken == ""
+    assert policy.spec is not None
+    assert policy.spec.releases == Releases()
