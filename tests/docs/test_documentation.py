@@ -1,14 +1,18 @@
 """What the documentation says is there: its links, commands, words and examples."""
 
 import re
+import shlex
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 
+from functions.rollback.__main__ import _ENDS, _arguments, _wish
 from kreflex import figures
 from kreflex.auth import CallerSettings
+from kreflex.pipeline import Wish
 from kreflex.policy import PolicySpec, read_policy
 from lab.toolchain import Toolchain
 
@@ -80,6 +84,57 @@ def test_the_example_policy_is_valid() -> None:
     policy = read_policy({**body, "metadata": {**body["metadata"], "uid": "1"}})
     assert policy.broken == ""
     assert isinstance(policy.spec, PolicySpec)
+
+
+PIPELINE = (ROOT / "docs" / "pipeline.md").read_text()
+# What a pipeline fills in; all else is the name of the version.
+VALUES = {
+    "workflow.parameters.workload": "deployment/cart",
+    "workflow.parameters.image": "shop/cart:v2",
+    "params.workload": "deployment/cart",
+    "params.image": "shop/cart:v2",
+}
+FILLED_IN = re.compile(r"\$?\{\{ ?([\w.]+) ?\}\}|\$\(([\w.]+)\)|\$(CI_\w+)")
+
+
+def commands() -> dict[str, str]:
+    """What each example for pipelines calls."""
+    argo, tekton, gitlab, github = (
+        yaml.safe_load(example(PIPELINE, title)) for title in ("argo-workflows", "tekton", "gitlab", "github")
+    )
+    (container,), (step,) = [one["container"] for one in argo["spec"]["templates"]], tekton["spec"]["steps"]
+    return {
+        "argo-workflows": " ".join(container["command"] + container["args"]),
+        "tekton": " ".join(step["command"] + step["args"]),
+        "gitlab": gitlab["healthy"]["script"][0],
+        "github": github["jobs"]["deploy"]["steps"][-1]["run"],
+        "page": re.findall(r"^python -m functions.rollback .*$", PIPELINE, re.MULTILINE)[0],
+    }
+
+
+def words(command: str) -> list[str]:
+    """The arguments of a command, with values for what a pipeline fills in."""
+    _, _, rest = command.partition("-m functions.rollback ")
+    return shlex.split(FILLED_IN.sub(lambda found: VALUES.get(next(filter(None, found.groups())), "v2"), rest))
+
+
+@pytest.mark.parametrize("title", ["argo-workflows", "tekton", "gitlab", "github", "page"])
+def test_each_pipeline_calls_the_command_as_it_wants_to_be_called(title: str) -> None:
+    given = _wish(_arguments().parse_args(words(commands()[title])))
+    asks = title in {"argo-workflows", "tekton"}
+    url, token = (
+        ("http://rollback.kreflex-system.svc.cluster.local/", "/var/run/secrets/kreflex/token") if asks else ("", "")
+    )
+    minutes, proof = timedelta(minutes=10), timedelta(seconds=30)
+    assert given == Wish("Deployment", "shop", "cart", minutes, proof, "shop/cart:v2", url, token)
+
+
+def test_each_option_and_exit_code_of_the_pipeline_is_explained() -> None:
+    options = [option for action in _arguments()._actions for option in action.option_strings]
+    assert [one for one in options if one not in {"-h", "--help"} and f"`{one}`" not in PIPELINE] == []
+    assert re.findall(r"^\| (\d+) \| `([\w-]+)` \|", PIPELINE, re.MULTILINE) == [
+        (str(code), word) for code, word in _ENDS.items()
+    ]
 
 
 def test_the_recipe_for_the_prometheus_operator_keeps_the_rules(tmp_path: Path) -> None:
