@@ -25,6 +25,8 @@ from kreflex.views import JSON, Pod, moment
 _BEFORE, _AFTER = timedelta(minutes=15), timedelta(minutes=1)
 # What is about the room for a pod, not about the pod.
 _PLACE = {"Unplaced", "Gate"}
+# For what has begun to fail and does not yet count: a crash, a moment without being Ready.
+AT_ONCE = Limits(restarts_above=0, patience=timedelta())
 _HOUR, _SOON = timedelta(hours=1), timedelta(minutes=1)
 _ILL = {*PRESSURES, "NetworkUnavailable"}
 # Where the kubelet's words come from: containerd, pkg/remotes/docker; distribution's error codes; Go's net package.
@@ -94,11 +96,15 @@ Judgement = Sound | Failing | Elsewhere | Undecided
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A workload nearby that fails too: since when, and since when it has the template that it has."""
+    """A workload nearby that fails too: since when, and since when it has the template that it has.
+
+    It is not `sure` of one whose pods have only just crashed, or ceased to be Ready.
+    """
 
     name: str
     since: datetime
     unchanged_since: datetime
+    sure: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +125,12 @@ class Unmade:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was seen of the pods of a release."""
+    """What was seen of the pods of a release; `shaky` are old ones that have begun to fail, or may be about to."""
 
     new: tuple[Ailment, ...] = ()
     old: tuple[Ailment, ...] = ()
     early: tuple[Early, ...] = ()
+    shaky: tuple[Ailment, ...] = ()
     unmade: Unmade | None = None
     errors: str = ""
     """What Prometheus says, if more requests fail since the change."""
@@ -146,9 +153,15 @@ def findings(release: Release, limits: Limits, now: datetime, errors: str = "") 
         new=tuple(one for one in seen[True] if isinstance(one, Ailment)),
         old=tuple(one for one in seen[False] if isinstance(one, Ailment)),
         early=tuple(one for one in seen[True] if isinstance(one, Early)),
+        shaky=_shaky(release, known, now),
         unmade=_unmade(release),
         errors=errors,
     )
+
+
+def _shaky(release: Release, known: Mapping[str, JSON], now: datetime) -> tuple[Ailment, ...]:
+    told = (ailment(pod, known.get(pod.template_hash, {}), AT_ONCE, now) for pod in release.old_pods)
+    return tuple(one for one in told if isinstance(one, Ailment))
 
 
 def _unmade(release: Release) -> Unmade | None:
@@ -180,6 +193,9 @@ def judge(
     )
     if elsewhere is not None:
         return elsewhere
+    doubt = _doubt(release, found, around, rules, limits, now)
+    if doubt:
+        return Undecided(doubt, now + limits.patience)
     if target is None:
         return _nothing_healthy(release, found, rules)
     return Failing(_story(release, found), _evidence(release, limits, now), target)
@@ -352,18 +368,34 @@ def _old_pods_fail(
     Also where others of it are well still: what a pod needs to start may be missing, while those that have started
     run on (https://github.com/argoproj/argo-rollouts/issues/841).
     """
-    good = {
-        pod.ref.uid for one in release.earlier if _was_well(release, one, limits, now) for pod in _pods(release, one)
-    }
-    failing = [
-        one
-        for one in found.old
-        if one.pod.ref.uid in good and one.kind not in _PLACE and not ill_node(around.nodes.get(one.pod.node))
-    ]
+    failing = _of_good_ones(found.old, release, around, limits, now)
     if not failing:
         return None
     also = f"{failing[0].pod.ref.name} of an earlier revision fails as well: {failing[0].story}"
     return Elsewhere("Dependency", f"{_story(release, found)}; {also}")
+
+
+def _of_good_ones(
+    told: Iterable[Ailment], release: Release, around: Around, limits: Limits, now: datetime
+) -> list[Ailment]:
+    """Give what pods suffer from whose revision was well, and whose node is."""
+    good = {
+        pod.ref.uid for one in release.earlier if _was_well(release, one, limits, now) for pod in _pods(release, one)
+    }
+    return [
+        one
+        for one in told
+        if one.pod.ref.uid in good and one.kind not in _PLACE and not ill_node(around.nodes.get(one.pod.node))
+    ]
+
+
+def _doubt(release: Release, found: Findings, around: Around, rules: Releases, limits: Limits, now: datetime) -> str:
+    """Tell what may turn out to fail as well: all that hangs on one dependency does not crash in the same second."""
+    shaky = _of_good_ones(found.shaky, release, around, limits, now)
+    if shaky:
+        return f"{shaky[0].pod.ref.name} of an earlier revision may fail as well: {shaky[0].story}"
+    names_ = _at_the_same_time(release, found, around, rules, sure=False)
+    return f"{names_}, not changed, may fail as well" if names_ else ""
 
 
 def _pods(release: Release, revision: Revision) -> tuple[Pod, ...]:
@@ -378,18 +410,23 @@ def _was_well(release: Release, revision: Revision, limits: Limits, now: datetim
 
 def _neighbours_fail(release: Release, found: Findings, around: Around, rules: Releases) -> Elsewhere | None:
     """See whether what nobody changed began to fail at the same time."""
+    names_ = _at_the_same_time(release, found, around, rules, sure=True)
+    if not names_:
+        return None
+    return Elsewhere("Dependency", f"{_story(release, found)}; {names_}, not changed, began to fail at the same time")
+
+
+def _at_the_same_time(release: Release, found: Findings, around: Around, rules: Releases, *, sure: bool) -> str:
     began = onset(release, found)
     # Since when requests fail is not known: whatever has happened since the change may have the same cause.
     until = began + (_AFTER if found.new or found.unmade else rules.change_window)
-    same = [
-        one
+    return _listed(
+        one.name
         for one in around.neighbours
-        if began - _BEFORE <= one.since <= until and one.since - one.unchanged_since >= rules.healthy_for
-    ]
-    if not same:
-        return None
-    names_ = _listed(one.name for one in same)
-    return Elsewhere("Dependency", f"{_story(release, found)}; {names_}, not changed, began to fail at the same time")
+        if one.sure is sure
+        and began - _BEFORE <= one.since <= until
+        and one.since - one.unchanged_since >= rules.healthy_for
+    )
 
 
 def _others_are_well(release: Release, found: Findings, limits: Limits, now: datetime) -> Elsewhere | None:
@@ -455,10 +492,15 @@ def neighbours(
 def _neighbour(
     uid: str, pods: list[Pod], made: Mapping[str, datetime], limits: Limits, now: datetime
 ) -> Neighbour | None:
-    told = (ailment(pod, {}, limits, now) for pod in pods)
-    ill = [one for one in told if isinstance(one, Ailment) and one.kind in {"Loop", "Unready"}]
-    controller = pods[0].controller
-    if not ill or 2 * len(ill) < len(pods) or controller is None:
+    ill, shaky = _looping(pods, limits, now), _looping(pods, AT_ONCE, now)
+    sure, controller = 2 * len(ill) >= len(pods), pods[0].controller
+    if 2 * len(shaky) < len(pods) or controller is None:
         return None
     unchanged = made.get(uid, min(pod.created for pod in pods))
-    return Neighbour(f"{controller.kind} {controller.name}", min(one.since for one in ill), unchanged)
+    since = min(one.since for one in (ill if sure else shaky))
+    return Neighbour(f"{controller.kind} {controller.name}", since, unchanged, sure)
+
+
+def _looping(pods: Iterable[Pod], limits: Limits, now: datetime) -> list[Ailment]:
+    told = (ailment(pod, {}, limits, now) for pod in pods)
+    return [one for one in told if isinstance(one, Ailment) and one.kind in {"Loop", "Unready"}]

@@ -176,6 +176,25 @@ def test_old_pods_are_not_ready_any_more_either() -> None:
     assert cause(release) == "Dependency"
 
 
+@pytest.mark.parametrize(
+    "old",
+    [looping(1, "old", restarts=1), unready(1, "old", ago=SECOND, age=DAY)],
+    ids=["crashed once", "not Ready for a second"],
+)
+def test_an_old_pod_that_has_only_just_begun_to_fail_is_waited_for(old: Pod) -> None:
+    """All that hangs on a database does not crash in the same second."""
+    told = judged(a_release(looping(2), old=(old,)))
+    assert isinstance(told, Undecided)
+    assert told.because.startswith("old of an earlier revision may fail as well: app r")
+    assert told.until == NOW + 2 * MINUTE
+
+
+def test_so_is_a_neighbour_that_has_only_just_begun_to_fail() -> None:
+    around = Around(WELL.nodes, (Neighbour("ReplicaSet db", NOW - 9 * MINUTE, NOW - DAY, sure=False),))
+    told = Undecided("ReplicaSet db, not changed, may fail as well", NOW + 2 * MINUTE)
+    assert judged(a_release(unready(2, ago=9 * MINUTE)), around) == told
+
+
 def test_an_old_pod_that_is_about_to_go_says_nothing() -> None:
     release = a_release(looping(2), old=(looping(1, "going", terminating=True), a_pod_of(1)))
     assert cause(release) == "Failing"
@@ -562,6 +581,12 @@ def test_a_neighbour_fails_if_half_of_its_pods_do() -> None:
     told = (Neighbour("ReplicaSet db", NOW - 5 * MINUTE, NOW - 3 * DAY),)
     assert neighbours(half, made, LIMITS, NOW) == told
     assert neighbours([*half, db("c", a_pod_of)], made, LIMITS, NOW) == ()
+
+
+def test_a_neighbour_that_crashed_once_is_not_sure_to_fail() -> None:
+    pods = [db("a", lambda *about, **more: looping(*about, restarts=1, **more))]
+    told = Neighbour("ReplicaSet db", NOW, NOW - 3 * DAY, sure=False)
+    assert neighbours(pods, {"uid-db": NOW - 3 * DAY}, LIMITS, NOW) == (told,)
 
 
 def test_without_a_replica_set_a_template_is_as_old_as_its_oldest_pod() -> None:
