@@ -429,7 +429,7 @@ def _new_on(node: str) -> Callable[[Json], bool]:
 def _not_one_of(scene: Scene) -> Callable[[Json], bool]:
     """Any pod that is not there yet."""
     known = set(scene.pods)
-    return lambda pod: pod["metadata"]["uid"] not in known
+    return lambda pod: bool(pod["metadata"]["uid"] not in known)
 
 
 def _asks(**requests: str) -> Json:
