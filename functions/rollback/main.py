@@ -131,6 +131,11 @@ class Trouble:
         """Name the fault: this version, as this revision. The same version once more is another fault."""
         if self.signal.recorded and self.signal.episode:
             return self.signal.episode
+        return self.present
+
+    @property
+    def present(self) -> str:
+        """What a fault of the present version is called."""
         return f"{self.release.current.hash}/{self.release.current.number}"
 
     def refuse(self, because: str, cause: str, again: timedelta = timedelta(hours=1)) -> Refuse:
@@ -214,6 +219,8 @@ def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) ->
 async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
     """Begin with a release that fails because of its change."""
     release, now = trouble.release, trouble.world.now()
+    if trouble.episode != trouble.present:
+        return Skip(f"{release.current} has been released since")
     found = findings(release, trouble.limits, now)
     if found.none and not found.early:
         found = replace(found, errors=await errors(trouble))
