@@ -210,9 +210,11 @@ def test_knative_s_webhook_would_take_it(function: str) -> None:
     }
     assert set(pod) <= allowed
     assert "lifecycle" not in container
-    assert all(mount["readOnly"] for mount in container["volumeMounts"])
+    # Of what may be written, only this needs no flag: knative/serving, pkg/apis/config/features.go.
+    written = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+    assert all(mount.get("readOnly") or mount["name"] in written for mount in container["volumeMounts"])
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert all({"secret", "projected", "configMap"} & set(volume) for volume in pod["volumes"])
+    assert all({"secret", "projected", "configMap", "emptyDir"} & set(volume) for volume in pod["volumes"])
 
 
 @every_function
@@ -483,6 +485,7 @@ def test_the_broker_tells_node_replacer_what_concerns_it(attributes: dict[str, s
 @pytest.mark.parametrize(
     ("attributes", "wanted"),
     [
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, True),
         ({"type": UPDATE, "kind": "Deployment", "name": "cart"}, True),
         ({"type": UPDATE, "kind": "StatefulSet", "name": "db"}, True),
         ({"type": UPDATE, "kind": "DaemonSet", "name": "agent"}, True),
@@ -495,7 +498,6 @@ def test_the_broker_tells_node_replacer_what_concerns_it(attributes: dict[str, s
         ({"type": VERDICT, "source": f"{OURS}rollback"}, False),
         ({"type": "dev.kreflex.remediation.recovered.v1", "source": f"{OURS}restart-loop-killer"}, False),
         ({"type": "dev.knative.apiserver.resource.add", "kind": "Deployment", "name": "cart"}, False),
-        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, False),
         ({"type": UPDATE, "kind": "Ingress", "name": "cart"}, False),
         ({"type": "dev.kreflex.experiment.finished.v1"}, False),
     ],
@@ -517,9 +519,10 @@ def test_the_broker_tells_rollback_what_concerns_it(attributes: dict[str, str], 
         ({"type": "dev.kreflex.anomaly.detected.v1"}, True),
         ({"type": "dev.kreflex.experiment.finished.v1"}, True),
         ({"type": UPDATE, "kind": "Deployment", "name": "cart"}, False),
-        ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, False),
+        ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, True),
+        ({"type": VERDICT, "source": f"{OURS}rollback"}, True),
+        ({"type": VERDICT, "source": f"{OURS}canary-aborter"}, False),
         ({"type": UPDATE, "kind": "Pod", "name": "cart-canary-1"}, False),
-        ({"type": VERDICT, "source": f"{OURS}rollback"}, False),
     ],
 )
 def test_the_broker_tells_canary_aborter_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
