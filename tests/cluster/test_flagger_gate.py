@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ async def gate(installed: ControlPlane) -> AsyncIterator[Served]:
         yield running
 
 
-async def a_canary(plane: ControlPlane, *, crashes: bool = True, hook: str = "rollback", **policy: object) -> kit.Place:
+async def a_canary(plane: ControlPlane, *, crashes: bool = True, hook: str = "rollback", **policy: Any) -> kit.Place:
     """Make what Flagger has while it analyses version v2 of Deployment shop, whose pods crash unless told otherwise."""
     here = kit.Place(plane, f"f-{uuid.uuid4().hex[:8]}")
     await plane.api.post("/api/v1/namespaces", {"metadata": {"name": here.name}})
@@ -102,7 +103,7 @@ async def test_the_gate_is_closed_for_a_canary_that_is_well(gate: Served) -> Non
 
 
 @pytest.mark.parametrize("policy", [{"mode": "DryRun"}, {"mode": "Approve"}, {"frozen": True}])
-async def test_the_gate_is_closed_while_people_do_not_let_act(gate: Served, policy: dict[str, object]) -> None:
+async def test_the_gate_is_closed_while_people_do_not_let_act(gate: Served, policy: dict[str, Any]) -> None:
     here = await a_canary(gate.plane, **policy)
 
     async def recorded() -> bool:
