@@ -137,6 +137,25 @@ def test_each_option_and_exit_code_of_the_pipeline_is_explained() -> None:
     ]
 
 
+def test_the_example_of_an_alert_is_a_rule_whose_labels_wake_functions(tmp_path: Path) -> None:
+    rules, (rule,) = example(OPERATIONS, "errors"), yaml.safe_load(example(OPERATIONS, "errors"))["groups"][0]["rules"]
+    (tmp_path / "errors.yaml").write_text(rules)
+    promtool, amtool = (Toolchain().ensure([tool])[tool] for tool in ("promtool", "amtool"))
+    subprocess.run([promtool, "check", "rules", tmp_path / "errors.yaml"], check=True, capture_output=True, timeout=60)
+    routes = ROOT / "triggers" / "alertmanager" / "alertmanager.yaml"
+    labels = {"alertname": rule["alert"], "namespace": "shop", "deployment": "cart", **rule["labels"]}
+    asked: list[str | Path] = [
+        amtool,
+        "config",
+        "routes",
+        "test",
+        f"--config.file={routes}",
+        *(f'{k}="{v}"' for k, v in labels.items()),
+    ]
+    heard = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    assert set(heard.split(",")) == {"rollback", "canary-aborter", "people"}
+
+
 def test_the_recipe_for_the_prometheus_operator_keeps_the_rules(tmp_path: Path) -> None:
     recipe = example(OPERATIONS, "prometheusrule").replace("> prometheusrule.yaml", f"> {tmp_path / 'rule.yaml'}")
     subprocess.run(["bash", "-euc", recipe], cwd=ROOT, check=True, timeout=60)

@@ -495,11 +495,11 @@ def test_the_broker_tells_node_replacer_what_concerns_it(attributes: dict[str, s
         ({"type": VERDICT, "source": f"{OURS}restart-loop-killer"}, True),
         ({"type": "dev.kreflex.remediation.changed.v1", "source": f"{OURS}canary-aborter"}, True),
         ({"type": "dev.kreflex.anomaly.detected.v1", "source": "anywhere"}, True),
+        ({"type": "dev.kreflex.experiment.finished.v1", "source": "anywhere"}, True),
         ({"type": VERDICT, "source": f"{OURS}rollback"}, False),
         ({"type": "dev.kreflex.remediation.recovered.v1", "source": f"{OURS}restart-loop-killer"}, False),
         ({"type": "dev.knative.apiserver.resource.add", "kind": "Deployment", "name": "cart"}, False),
         ({"type": UPDATE, "kind": "Ingress", "name": "cart"}, False),
-        ({"type": "dev.kreflex.experiment.finished.v1"}, False),
     ],
 )
 def test_the_broker_tells_rollback_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
