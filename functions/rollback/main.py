@@ -56,6 +56,7 @@ from kreflex import (
     ailment,
     around,
     errors_since,
+    failed_before,
     findings,
     helm_source,
     helm_way_back,
@@ -232,12 +233,22 @@ async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate |
     near = await around(release, trouble.limits, trouble.world.cluster)
     judged = judge(release, found, near, trouble.rules, trouble.limits, now)
     if isinstance(judged, Failing):
-        return await way_back(trouble, judged)
+        return await into_an_outage(trouble, judged) or await way_back(trouble, judged)
     if isinstance(judged, Elsewhere):
         return trouble.refuse(judged.story, judged.cause, judged.again)
     if isinstance(judged, Undecided) and trouble.signal.recorded:
         return Defer(judged.because, judged.until, trouble.episode, trouble.workload)
     return Skip(judged.because)
+
+
+async def into_an_outage(trouble: Trouble, failing: Failing) -> Refuse | None:
+    """Refuse where what would be gone back to failed as well, just before; a pod of it that is Ready disproves that."""
+    release, to = trouble.release, failing.to
+    if any(pod.ready for pod in release.pods.get(to.hash, ())):
+        return None
+    record = await failed_before(release, to, trouble.world)
+    because = f"{failing.story}; {to} was failing, too, when it was replaced ({record})"
+    return trouble.refuse(because, "FailedBefore") if record else None
 
 
 async def errors(trouble: Trouble) -> str:

@@ -31,7 +31,7 @@ from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted
 from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
-from kreflex.surroundings import around, seems_well, worth_a_look
+from kreflex.surroundings import around, failed_before, seems_well, worth_a_look
 from kreflex.suspensions import ForgetSuspension, NoteSuspension, SuspendSync, step_to_suspend, still_suspended
 from kreflex.trends import errors_since
 from kreflex.upkeep import PRESSURES, Rung, Upkeep
@@ -138,6 +138,7 @@ __all__ = [
     "episode",
     "errors_since",
     "evictable",
+    "failed_before",
     "failing",
     "findings",
     "helm_source",

@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from kreflex.ailments import Ailment, Early, Limits, ailment, well
-from kreflex.demands import asks_more, host, image_of, named, names, placing, registry, resources_differ, secured
+from kreflex.demands import (
+    asks_more,
+    host,
+    image_of,
+    named,
+    names,
+    only_restarted,
+    placing,
+    registry,
+    resources_differ,
+    secured,
+)
 from kreflex.durations import show_duration
 from kreflex.nodes import Node
 from kreflex.releases import Releases
@@ -185,6 +196,7 @@ def judge(
         return Elsewhere("FirstRelease", f"{_story(release, found)}; it has no earlier revision: it never worked")
     elsewhere = (
         _too_late(release, found, rules)
+        or _restarted(release, found, target)
         or _told(release, found, base, fits=any(well(pod, limits, now) for pod in release.new_pods))
         or _on_nodes(release, found, around, limits, now)
         or _old_pods_fail(release, found, around, limits, now)
@@ -231,6 +243,13 @@ def _too_late(release: Release, found: Findings, rules: Releases) -> Elsewhere |
     window = show_duration(rules.change_window)
     late = f"it began {show_duration(after)} after the change, which is later than {window}"
     return Elsewhere("TooLate", f"{_story(release, found)}; {late}")
+
+
+def _restarted(release: Release, found: Findings, target: Revision | None) -> Elsewhere | None:
+    """See whether somebody has but restarted what was well: to go back would be to do that again."""
+    if target is None or not only_restarted(release.current.template, target.template):
+        return None
+    return Elsewhere("Restarted", f"{_story(release, found)}; it is {target}, restarted: nothing else was changed")
 
 
 def _told(release: Release, found: Findings, base: Revision, *, fits: bool) -> Elsewhere | None:

@@ -30,6 +30,7 @@ _PLACING = (
     "tolerations",
     "topologySpreadConstraints",
 )
+_RESTARTED = "kubectl.kubernetes.io/restartedAt"
 _FACTORS = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
@@ -141,6 +142,20 @@ def secured(template: JSON) -> JSON:
     inside = {one["name"]: one.get("securityContext") for one in containers(template) if one.get("securityContext")}
     paths = [one["hostPath"] for one in spec.get("volumes") or () if "hostPath" in one]
     return {**{key: spec[key] for key in kept if spec.get(key)}, "containers": inside, "hostPaths": paths}
+
+
+def only_restarted(new: JSON, old: JSON) -> bool:
+    """Tell whether nothing was changed but that `kubectl rollout restart` has asked for new pods.
+
+    https://kubernetes.io/docs/reference/kubectl/generated/kubectl_rollout/kubectl_rollout_restart/
+    """
+    return _lasting(new) == _lasting(old)
+
+
+def _lasting(template: JSON) -> JSON:
+    meta = template.get("metadata") or {}
+    notes = {key: value for key, value in (meta.get("annotations") or {}).items() if key != _RESTARTED}
+    return {**template, "metadata": {"labels": meta.get("labels") or {}, "annotations": notes}}
 
 
 def warm_up(template: JSON) -> int:

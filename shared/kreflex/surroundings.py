@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 
+from pydantic import ValidationError
+
 from kreflex import progress
 from kreflex.ailments import Limits
 from kreflex.causes import Around, neighbours
@@ -16,8 +18,10 @@ from kreflex.cluster import Reader
 from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.histories import History, histories
 from kreflex.kinds import RELEASED, TOLD
+from kreflex.policy import GROUP
+from kreflex.records import API, TARGET, read_record
 from kreflex.releases import Releases
-from kreflex.revisions import Release, unremembered
+from kreflex.revisions import Release, Revision, unremembered
 from kreflex.views import JSON, Pod, Ref, time_of
 from kreflex.world import World
 
@@ -39,6 +43,30 @@ async def _made(namespace: str, reader: Reader) -> dict[str, datetime]:
 async def _others(release: Release, reader: Reader) -> list[Pod]:
     own = {pod.ref.uid for pods in release.pods.values() for pod in pods}
     return [pod async for pod in reader.pods(release.workload.ref.namespace) if pod.ref.uid not in own]
+
+
+async def failed_before(release: Release, revision: Revision, world: World) -> str:
+    """Tell which record says that a revision failed, too, when the present one took its place; "" if none does.
+
+    Where none of its pods is left, nothing else tells that somebody has released into an outage.
+    """
+    ref = release.workload.ref
+    path = f"/apis/{API}/namespaces/{ref.namespace}/remediations"
+    chosen = f"{GROUP}/function={world.function},{TARGET}={ref.uid[:63]}"
+    async for body in world.cluster.list(path, labelSelector=chosen):
+        try:
+            record = read_record(body)
+        except ValidationError:
+            # Somebody else's object; the waker tells of it.
+            continue
+        settled = record.status.settled_at
+        open_then = record.created < release.changed_at and (settled is None or settled >= release.changed_at)
+        same = record.episode.partition("/")[0] == revision.hash and record.status.verdict is None
+        told_at = record.status.decided_at or record.created
+        well_since = revision.healthy_until is not None and revision.healthy_until > told_at
+        if open_then and same and not well_since:
+            return record.name
+    return ""
 
 
 async def worth_a_look(world: World) -> AsyncIterator[tuple[Ref, str]]:

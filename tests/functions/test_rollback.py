@@ -129,6 +129,7 @@ PATHS = {
     "ReplicaSet": "/apis/apps/v1/namespaces/shop/replicasets",
     "Pod": "/api/v1/namespaces/shop/pods",
     "ReleaseHistory": "/apis/kreflex.dev/v1alpha1/namespaces/shop/releasehistories",
+    "Remediation": "/apis/kreflex.dev/v1alpha1/namespaces/shop/remediations",
     "Application": "/apis/argoproj.io/v1alpha1/namespaces/argocd/applications",
     "ClusterRemediationPolicy": "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies",
 }
@@ -247,6 +248,44 @@ async def test_the_policy_says_how_long_a_pod_may_take() -> None:
 
 def running(ago: timedelta) -> JSON:
     return {"running": {"startedAt": stamp(NOW - ago)}}
+
+
+def a_record(episode: str, ago: timedelta, **status: Any) -> JSON:
+    """A record of this function about the Deployment, as it was left."""
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "namespace": "shop", "name": "shop", "uid": SHOP.uid}
+    meta = {"namespace": "shop", "name": RECORD, "uid": "uid-record", "resourceVersion": "1"}
+    fault = {"key": f"rollback/{SHOP.uid}/{episode}"}
+    return {
+        "kind": "Remediation",
+        "metadata": {**meta, "creationTimestamp": stamp(NOW - ago)},
+        "spec": {"function": "rollback", "target": target, "fault": fault},
+        "status": {"phase": "Open", "outcome": "refused", **status},
+    }
+
+
+LONG_OVER = {"phase": "Done", "outcome": "skipped", "settledAt": stamp(NOW - HOUR)}
+
+
+async def test_a_release_into_an_outage_is_not_to_blame_for_it() -> None:
+    because = f"{FAILS}; revision 1 (shop:1) was failing, too, when it was replaced ({RECORD})"
+    assert bare(await decision(BAD, a_record("h1/1", 20 * MINUTE))) == refused(because, "FailedBefore")
+    closed = {"phase": "Done", "outcome": "skipped", "settledAt": stamp(NOW - MINUTE)}
+    assert bare(await decision(BAD, a_record("h1/1", 20 * MINUTE, **closed))) == refused(because, "FailedBefore")
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        (a_record("h1/1", 20 * MINUTE), OLD),
+        (a_record("h1/1", 2 * HOUR, **LONG_OVER),),
+        (a_record("h1/1", MINUTE),),
+        (a_record("h0/0", 20 * MINUTE),),
+        (a_record("h1/1", 2 * DAY),),
+    ],
+    ids=["well again", "over before the change", "later", "of another version", "healthy since"],
+)
+async def test_what_failed_at_another_time_says_nothing_of_the_change(bodies: tuple[JSON, ...]) -> None:
+    assert isinstance(await decision(BAD, *bodies), RevertTemplate)
 
 
 # -- who does it

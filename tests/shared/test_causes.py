@@ -315,6 +315,16 @@ def test_more_pods_of_a_version_that_is_healthy_are_no_change() -> None:
     assert cause(release) == "Unschedulable"
 
 
+def test_a_restart_is_no_change() -> None:
+    notes = {"labels": {"app": "shop"}, "annotations": {"kubectl.kubernetes.io/restartedAt": "2026-05-01T12:00:00Z"}}
+    release = a_release(looping(2), new={**a_template("shop:1"), "metadata": notes})
+    story = "1 of 1 pods of revision 2 (shop:1) fail: shop-2: app restarted 4 times, last with exit code 1"
+    told = Elsewhere("Restarted", f"{story}; it is revision 1 (shop:1), restarted: nothing else was changed")
+    assert judged(release) == told
+    new = {**a_template("shop:2"), "metadata": notes}
+    assert cause(a_release(looping(2), new=new)) == "Failing"
+
+
 # -- nothing to go back to
 
 
@@ -584,7 +594,8 @@ def test_a_neighbour_fails_if_half_of_its_pods_do() -> None:
 
 
 def test_a_neighbour_that_crashed_once_is_not_sure_to_fail() -> None:
-    pods = [db("a", lambda *about, **more: looping(*about, restarts=1, **more))]
+    owner = Ref("apps/v1", "ReplicaSet", "shop", "db", "uid-db")
+    pods = [looping(1, "a", restarts=1, owner=owner, age=DAY)]
     told = Neighbour("ReplicaSet db", NOW, NOW - 3 * DAY, sure=False)
     assert neighbours(pods, {"uid-db": NOW - 3 * DAY}, LIMITS, NOW) == (told,)
 
