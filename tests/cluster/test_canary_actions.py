@@ -4,6 +4,7 @@ import uuid
 from collections.abc import AsyncIterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -16,14 +17,17 @@ from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.errors import ApiError, ConflictError, DeniedError
 from kreflex.nodes import MARK
+from kreflex.reflex import Arc
 from kreflex.rollouts import AbortRollout, PauseRollout, ResumeAborted
 from kreflex.serve import REFLEXES
+from kreflex.settings import CoreSettings
 from kreflex.signals import Due, WorkloadSignal
 from kreflex.weights import NGINX, NGINX_WEIGHT, REPLICAS_BEFORE, WEIGHTS_BEFORE, ScaleCanary, TakeTraffic
 from lab import audit, crds, manifests, nodes
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from tests import kit
+from tests.cluster.reflexes import Ahead
 from tests.values import CannedMetrics
 
 NAME, HOME, MINE, HASH = "canary-aborter", "kreflex-system", "canary-aborter-shop-1", "7d4"
@@ -537,3 +541,102 @@ async def ready(lab: Lab, namespace: str, name: str) -> None:
 async def events(lab: Lab, namespace: str) -> list[kit.Json]:
     items: list[kit.Json] = (await lab.plane.api.get(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"))["items"]
     return items
+
+
+# Killed in between
+
+
+class CutError(Exception):
+    """The process ended here."""
+
+
+class Mortal(Transport):
+    """Ends with one of its writes: before the API server has got it, or before its answer is heard."""
+
+    def __init__(self, credentials: Any, last: int, *, arrives: bool) -> None:
+        super().__init__(credentials)
+        self._left = last
+        self._arrives = arrives
+
+    async def send(self, method: str, path: str, body: kit.Json | None = None, **options: Any) -> kit.Json:
+        if self._left < 0:
+            raise CutError
+        self._left -= method != "GET"
+        if self._left < 0 and not self._arrives:
+            raise CutError
+        answer = await super().send(method, path, body, **options)
+        if self._left < 0:
+            raise CutError
+        return answer
+
+
+async def killed_at(lab: Lab, last: int, *, arrives: bool) -> tuple[bool, kit.Place, kit.Json]:
+    """Let the function die at one of its writes, and another carry on half a minute later; tells whether it died."""
+    here = kit.Place(lab.plane, await lab.make(*pair(), *nginx()))
+    for name in ("shop", "shop-canary"):
+        await ready(lab, here.name, name)
+    await here.set_policy(functions=[NAME], releases={"canary": COMPARISON}, limits={"maxInFlight": 100})
+    alert = WorkloadSignal("apps/v1", "Deployment", here.name, "shop-canary", summary="ErrorRate: a fifth fails")
+    died, worse = False, Worse4()
+    mortal = Mortal(load_credentials(str(await lab.plane.kubeconfig_for(HOME, NAME))), last, arrives=arrives)
+    first = Arc(REFLEX, CoreSettings(), mortal)
+    first.world = replace(first.world, metrics=worse)
+    try:
+        await first.handle(alert)
+    except CutError:
+        died = True
+    await mortal.close()
+    async with kit.arc_of(lab.plane, REFLEX) as arc:
+        Ahead.of(arc, seconds=40)
+        arc.world = replace(arc.world, cluster=arc.reader, metrics=worse)
+
+        async def done() -> kit.Json | None:
+            records = await here.records()
+            if not records:
+                await arc.handle(alert)
+                return None
+            await arc.handle(Due(here.name, records[0]["metadata"]["name"]))
+            (record,) = await here.records()
+            return record if record["status"]["phase"] == "Done" else None
+
+        record = await eventually(done, f"a verdict after write {last}", 60, pause=0.3)
+    return died, here, record
+
+
+class Worse4(CannedMetrics):
+    """A Prometheus that says each time that the canary is worse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._answers = cycle((200.0, 40.0, 1800.0, 4.0))
+
+    async def scalar(self, query: str) -> float | None:
+        self.queries.append(query)
+        return next(self._answers)
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_killed_at_any_write_another_brings_it_to_the_same_end(lab: Lab, *, arrives: bool) -> None:
+    died = 0
+    for last in range(20):
+        dead, here, record = await killed_at(lab, last, arrives=arrives)
+        died += dead
+        ingress, canary = (
+            await lab.get("Ingress", here.name, "shop-canary"),
+            await lab.get("Deployment", here.name, "shop-canary"),
+        )
+        told = (
+            record["status"]["verdict"],
+            ingress["metadata"]["annotations"][NGINX_WEIGHT],
+            canary["spec"]["replicas"],
+        )
+        assert told == ("Recovered", "0", 0), last
+        before = (
+            ingress["metadata"]["annotations"][WEIGHTS_BEFORE],
+            canary["metadata"]["annotations"][REPLICAS_BEFORE],
+        )
+        assert before == (f'{{"{NGINX_WEIGHT}": 10}}', "1"), last
+        assert sorted(lab.writes(here.name)) == ["patch deployments/shop-canary", "patch ingresses/shop-canary"], last
+        if not dead:
+            break
+    assert died >= 8
