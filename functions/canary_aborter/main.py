@@ -44,6 +44,7 @@ from kreflex import (
     failing,
     manager_of,
     marked,
+    may_try,
     parse_duration,
     progress_of,
     serve,
@@ -158,7 +159,7 @@ def calm(signal: Signal) -> bool:
     if signal.seen is None or signal.recorded or signal.summary:
         return False
     if isinstance(signal.seen, Pod):
-        return signal.seen.ready or not signal.seen.template_hash
+        return signal.seen.ready or not may_try(signal.seen)
     if signal.kind == "Rollout":
         progress = progress_of(signal.seen)
         return not progress.trying or progress.aborted

@@ -3,7 +3,7 @@
 import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
 from kreflex.ailments import Ailment, Limits, ailment
-from kreflex.canaries import Canary, NoCanary, canary_of, marked, this_try, tried
+from kreflex.canaries import Canary, NoCanary, canary_of, marked, may_try, this_try, tried
 from kreflex.causes import Elsewhere, Failing, Findings, Undecided, findings, judge, last_healthy
 from kreflex.comparisons import Difference, Inconclusive, Same, Worse, by_pods, compare, failing
 from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
@@ -150,6 +150,7 @@ __all__ = [
     "machine_of",
     "manager_of",
     "marked",
+    "may_try",
     "network_pods",
     "owner_of",
     "parse_duration",

@@ -211,6 +211,11 @@ def marked(body: JSON) -> bool:
     return CANARY_OF in noted or _track(body) == "canary"
 
 
+def may_try(pod: Pod) -> bool:
+    """Tell whether a pod may be a canary's, by its labels alone: most pods are none, and cost no call."""
+    return HASH in pod.labels or pod.labels.get(TRACK) == "canary"
+
+
 def _track(body: JSON) -> str:
     return str((body["metadata"].get("labels") or {}).get(TRACK) or _template_labels(body).get(TRACK, ""))
 

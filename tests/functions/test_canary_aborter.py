@@ -136,7 +136,8 @@ def course(*steps: Taken) -> dict[str, Any]:
         replace(signal(), seen=a_rollout(stableRS=NEW)),
         replace(signal(), seen=a_rollout(abort=True)),
         replace(signal(kind="Deployment"), seen={"metadata": {}, "spec": {}}),
-        PodSignal("shop", "cart-1", seen=pod_view(a_pod(ready_for=MINUTE))),
+        PodSignal("shop", "cart-1", seen=pod_view(a_pod(labels={HASH: NEW}, ready_for=MINUTE))),
+        PodSignal("shop", "cart-1", seen=pod_view(a_pod())),
     ],
 )
 async def test_an_event_about_what_is_no_ill_canary_costs_no_call(seen: Any) -> None:
