@@ -429,7 +429,7 @@ def _new_on(node: str) -> Callable[[Json], bool]:
 def _not_one_of(scene: Scene) -> Callable[[Json], bool]:
     """Any pod that is not there yet."""
     known = set(scene.pods)
-    return lambda pod: bool(pod["metadata"]["uid"] not in known)
+    return lambda pod: pod["metadata"]["uid"] not in known
 
 
 def _asks(**requests: str) -> Json:
@@ -449,7 +449,7 @@ async def _quota(scene: Scene, hard: Json) -> None:
 
     async def counted() -> bool:
         found = await scene.plane.api.get(f"{path}/limits")
-        return found.get("status", {}).get("used", {}).keys() >= hard.keys()
+        return bool(found.get("status", {}).get("used", {}).keys() >= hard.keys())
 
     await eventually(counted, f"the quota of {scene.where}")
 

@@ -16,9 +16,13 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion", "node-down")
-# They break machines, and those of a cluster of yours are not made for that.
-_LAB_ONLY = ("node-down",)
+NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release")
+# What a cluster of yours is not made for.
+_LAB_ONLY = {
+    "node-down": "breaks machines",
+    "bad-release": "takes the lab's images, whose tags say what is wrong with them",
+}
+KINDS = ("deployment", "statefulset", "daemonset", "rollout")
 
 
 def run(name: str, home: Home, arguments: list[str]) -> int:
@@ -27,7 +31,7 @@ def run(name: str, home: Home, arguments: list[str]) -> int:
         raise LabError(f"there is no scenario {name!r}: choose of {', '.join(NAMES)}")
     options = _parser(name).parse_args(arguments)
     if options.kubeconfig and name in _LAB_ONLY:
-        raise LabError(f"{name} breaks machines, so it plays in the lab only")
+        raise LabError(f"{name} {_LAB_ONLY[name]}, so it plays in the lab only")
     if options.kubeconfig and not options.yes:
         raise LabError(
             f"{options.kubeconfig} is a cluster of yours. The scenario makes a namespace of its own there, breaks a "
@@ -46,6 +50,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--kubeconfig", type=Path, help="a cluster of your own, with Kreflex installed, not the lab")
     parser.add_argument("--yes", action="store_true", help="yes, break a workload in a new namespace of that cluster")
     parser.add_argument("--image", default="busybox:1.36", help="an image with sh, for a cluster of your own")
+    if name == "bad-release":
+        parser.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is released")
     parser.add_argument("--keep", action="store_true", help="leave the namespace, to look at it")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the timeline as a picture, too")
     return parser
@@ -59,6 +65,6 @@ async def _run(name: str, home: Home, options: argparse.Namespace) -> None:
         await lab.plane.leave()
     where = None if options.kubeconfig else home
     async with Place.open(name, where, options.kubeconfig, options.image, keep=options.keep) as place:
-        await scenario.play(place)
+        await scenario.play(place, **({"kind": options.kind} if "kind" in options else {}))
         if options.svg:
             place.timeline.draw(options.svg)

@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 from lab.nodes import is_ready
 from lab.scenarios.place import Json, Place
-from lab.scenarios.pool import PODS, Pool, Write, say
-from lab.scenarios.timeline import ScenarioFailed
+from lab.scenarios.pool import PODS, Pool
+from lab.scenarios.timeline import ScenarioFailed, say
+from lab.scenarios.writes import Write
 
 BREAKERS = {"PoolBreaker", "ZoneBreaker", "FleetBreaker"}
 _PATIENCE = 240.0

@@ -1,17 +1,17 @@
 """A pool of Karpenter's in a scenario: its nodes, their pods, and what node-replacer does about them."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-from lab import audit, karpenter, nodes, workloads
+from lab import karpenter, nodes, workloads
 from lab.cluster import ControlPlane
 from lab.paths import Home
 from lab.scenarios.place import Json, Place, is_ready, lines_of
+from lab.scenarios.timeline import say
+from lab.scenarios.writes import Write, written
 from lab.toolchain import Toolchain
 from lab.visitor import Visitor
 
@@ -27,21 +27,6 @@ _KARPENTER = "system:serviceaccount:kube-system:karpenter"
 _SIZE = {"requests": {"cpu": "1500m"}}
 _PATIENCE = 180.0
 _LOOK_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Write:
-    """A write that the API server's audit log has."""
-
-    at: datetime
-    verb: str
-    resource: str
-    name: str
-    code: int
-    body: Json
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.resource}/{self.name} answered {self.code}"
 
 
 @dataclass
@@ -162,14 +147,7 @@ class Pool:
         return [one for one in self._written(since, _KARPENTER, "nodeclaims") if one.verb == "create"]
 
     def _written(self, since: datetime, user: str, *resources: str) -> list[Write]:
-        return [
-            _write(entry)
-            for entry in audit.entries(self.plane.audit_log)
-            if entry["user"]["username"] == user
-            and entry["objectRef"].get("resource") in resources
-            and entry["verb"] in {"create", "update", "patch", "delete"}
-            and _when(entry) >= since
-        ]
+        return written(self.plane.audit_log, since, user, *resources)
 
     def claim_of(self, node: str) -> str:
         """The NodeClaim of a node, also of one that is gone: with this provider it is the machine's host name."""
@@ -256,24 +234,6 @@ class Pool:
         if ready != self.ready_pods:
             self.ready_pods = ready
             self.add("pods", f"{ready} of {PODS} are Ready")
-
-
-def say(text: str) -> None:
-    """Tell whoever waits what is waited for."""
-    print(f"lab: {text}", file=sys.stderr, flush=True)
-
-
-def _write(entry: Json) -> Write:
-    about: Json = entry["objectRef"]
-    resource = "/".join(part for part in (about["resource"], about.get("subresource")) if part)
-    code = entry["responseStatus"]["code"]
-    body: Any = entry.get("requestObject") or {}
-    name = about.get("name") or body.get("metadata", {}).get("name", "")
-    return Write(_when(entry), entry["verb"], resource, name, code, body if isinstance(body, dict) else {"patch": body})
-
-
-def _when(entry: Json) -> datetime:
-    return datetime.fromisoformat(entry["requestReceivedTimestamp"])
 
 
 def _created(record: Json) -> datetime:

@@ -1,6 +1,7 @@
 """The timeline that a scenario tells: what happened when, each line with its word."""
 
 import re
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +80,11 @@ class Timeline:
         """Write what was told as a picture."""
         picture = self._console.export_svg(title="make demo", theme=SVG_EXPORT_THEME, code_format=_SVG)
         file.write_text(picture)
+
+
+def say(text: str) -> None:
+    """Tell whoever waits what is waited for."""
+    print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
 # The terminal's own font: rich's would be fetched from elsewhere.
