@@ -333,11 +333,11 @@ async def by_git(trouble: Trouble, to: Revision, manager: Manager, because: str)
     if rules.mode == "Refuse":
         return trouble.refuse(f"{because}. {manager} writes it from Git: revert it there", "Git")
     way = WayInGit(release=release, to=to, by=manager, rules=rules, because=because, episode=trouble.episode)
+    begun = trouble.signal.course if isinstance(trouble.signal, WorkloadSignal) else None
     if rules.mode != "Suspend":
-        begun = trouble.signal.course if isinstance(trouble.signal, WorkloadSignal) else None
         return await step_in_git(way, begun, trouble.world)
     step = live(trouble, to, because)
-    return step_to_suspend(replace(way, course=step.course)) or step
+    return step_to_suspend(replace(way, course=step.course), begun, trouble.world.now()) or step
 
 
 async def on_by_git(trouble: Trouble) -> ByGit | RevertTemplate:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from kreflex.actions import BlockedError, HopelessError, register
 from kreflex.cluster import Reader, Writer
-from kreflex.decisions import Refuse
+from kreflex.decisions import Defer, Refuse
 from kreflex.errors import ConflictError
 from kreflex.gitactions import WayInGit
 from kreflex.gitops import ARGO, KUSTOMIZE, RBAC, SUSPENDED_BY, SYNC_SUSPENDED, Manager, path_of
@@ -20,11 +21,15 @@ from kreflex.kinds import path_of as path_of_workload
 from kreflex.releaseactions import ReleaseStep
 from kreflex.revisions import Release
 from kreflex.rule import Check, Rule
+from kreflex.signals import Course
 from kreflex.views import JSON
 
 # What an Application's automation was, where its CRD is too old to switch it off and keep that.
 AUTOMATED = "kreflex.dev/suspended-automated"
 SUSPENDED = "SyncSuspended"
+# A controller that has read its object before it was suspended writes once more. Argo CD heals after five seconds.
+# https://argo-cd.readthedocs.io/en/stable/user-guide/auto_sync/#automated-sync-semantics
+_UNDER_WAY = timedelta(seconds=10)
 _ONLY_OFF = Check(
     "object.spec.?syncPolicy.?automated == oldObject.spec.?syncPolicy.?automated"
     " || !object.spec.?syncPolicy.?automated.hasValue()"
@@ -132,7 +137,9 @@ def _noted(release: Release, mark: str | None) -> JSON:
     return {"metadata": {**meta, "annotations": {SYNC_SUSPENDED: mark}}}
 
 
-def step_to_suspend(way: WayInGit) -> SuspendSync | NoteSuspension | Refuse | None:
+def step_to_suspend(
+    way: WayInGit, course: Course | None, now: datetime
+) -> SuspendSync | NoteSuspension | Defer | Refuse | None:
     """Choose the next step until what Git owns may be written live; None when it may."""
     by, release = way.by, way.release
     if not by.resource_version:
@@ -145,6 +152,9 @@ def step_to_suspend(way: WayInGit) -> SuspendSync | NoteSuspension | Refuse | No
         return NoteSuspension(because, release=release, episode=way.episode, course=way.course)
     if not by.suspended:
         return SuspendSync(because, release=release, episode=way.episode, course=way.course, by=by)
+    taken = course.took(SuspendSync.__name__) if course is not None else None
+    if taken is not None and now < taken.last + _UNDER_WAY:
+        return way.deferred(f"what {by} has begun may still be written", taken.last + _UNDER_WAY)
     return None
 
 

@@ -366,16 +366,19 @@ async def test_secrets_are_read_at_home_and_nowhere_else(shop: Shop) -> None:
 async def test_a_sync_is_suspended_and_then_a_live_rollback_lasts_and_says_so(shop: Shop) -> None:
     await shop.release(BAD)
     way = await shop.way(mode="Suspend")
-    note = step_to_suspend(way)
+    note = step_to_suspend(way, None, shop.lab.reader.now())
     assert isinstance(note, NoteSuspension)
     await shop.apply(note)
     way = await shop.way(mode="Suspend")
-    suspend = step_to_suspend(way)
+    suspend = step_to_suspend(way, None, shop.lab.reader.now())
     assert isinstance(suspend, SuspendSync)
     assert await shop.apply(suspend) == f"Application argocd/{shop.name} is not synced automatically any more"
     way = await shop.way(mode="Suspend")
     assert (way.by.suspended, way.by.suspended_by) == (True, OURS)
-    assert step_to_suspend(way) is None
+    now = shop.lab.reader.now()
+    course = Course(OURS, now, (Taken(action="SuspendSync", first=now, last=now),))
+    assert isinstance(step_to_suspend(way, course, now), Defer)
+    assert step_to_suspend(way, course, now + timedelta(seconds=10)) is None
 
     await shop.apply(RevertTemplate("it crashes", way.to, release=way.release))
     await shop.runs("shop:1")
@@ -411,7 +414,7 @@ async def test_an_application_that_another_one_brings_is_not_suspended(shop: Sho
     await shop.lab.plane.api.patch(shop.application, {"metadata": {"annotations": tracked}})
     await shop.release(BAD)
     way = await shop.way(mode="Suspend")
-    refused = step_to_suspend(way)
+    refused = step_to_suspend(way, None, shop.lab.reader.now())
     assert isinstance(refused, Refuse)
     assert refused.because.endswith("can't be suspended, for it would be resumed by Application root")
     release = await shop.told()
