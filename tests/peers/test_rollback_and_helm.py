@@ -386,3 +386,15 @@ async def test_after_a_rollback_the_new_revision_is_the_one_that_is_noted(shop: 
     await shop.upgrade("shop:v2-crash")
     await shop.until("phase", "Done")
     await shop.noted("helm/shop/3")
+
+
+async def test_helm_needs_no_folder_to_write_to(shop: Shop) -> None:
+    """Its container's file system is read-only; here its home is a folder in which nobody can make anything."""
+    await shop.upgrade("shop:v2")
+    body = jobs.job("undo", "helm-rollback", "helm", "rollback", "shop", "1", "--wait", "--timeout=30s")
+    body["spec"]["template"]["spec"]["containers"][0]["env"] = [
+        {"name": name, "value": "/proc/nothing"} for name in ("HOME", "TMPDIR")
+    ]
+    await shop.here.plane.api.post(jobs.collection(shop.here.name), body)
+    assert (await jobs.ended(shop.here.plane.api, shop.here.name, "undo", 60))["reason"] == "CompletionsReached"
+    assert image_of(await shop.deployment()) == "shop:v1"
