@@ -63,7 +63,6 @@ tests-of-the-rest:
 test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS, Karpenter and others the first time)
 	@$(BIN)/python -m lab build --peers
 	@$(BIN)/pytest tests/peers
-	@echo 'SKIPPED, LOUDLY: Helm: no function works with it yet.'
 
 test-real: setup ## Tests on a real node
 	@echo 'SKIPPED, LOUDLY: no test runs on a real node yet.'
