@@ -65,7 +65,9 @@ from kreflex import (
     judge,
     last_healthy,
     manager_of,
+    only_configured,
     release_of,
+    same_but_notes,
     seems_well,
     serve,
     show_duration,
@@ -287,11 +289,34 @@ def hands_off(trouble: Trouble) -> Refuse | Skip | None:
         return Skip("its stable version serves while another is tried: that is for the canary-aborter")
     if release.paused:
         return trouble.refuse(f"{release.workload.ref} is paused: whoever paused it has to go on", "Paused")
-    if current.bad and current.bad != trouble.record:
-        because = f"{current} was rolled back from before, by {current.bad}, and is here again: people decide"
+    blamed = blamed_before(trouble)
+    if blamed:
+        because = f"{current} was rolled back from before, by {blamed}, and is here again: people decide"
         return trouble.refuse(because, "SameVersionAgain")
     if notes.get(BACK_TO, "").rpartition("/")[2] == current.hash:
         because = f"{current} is what {notes.get(BACK_BY)} has gone back to, and it fails, too: people decide"
+        return trouble.refuse(because, "RollbackOfRollback")
+    return by_others(trouble)
+
+
+def blamed_before(trouble: Trouble) -> str:
+    """Name the record that rolled back from this version, also where only a note in its template is another now."""
+    current = trouble.release.current
+    same = (one for one in trouble.release.earlier if one.bad and same_but_notes(one.template, current.template))
+    found = (one.bad for one in (current, *same) if one.bad not in {"", trouble.record})
+    return next(found, "")
+
+
+def by_others(trouble: Trouble) -> Refuse | None:
+    """Say who else decides about a release: what makes it, who has gone back himself, or who changes its pods."""
+    release = trouble.release
+    maker = trouble.workload.controller
+    if maker is not None:
+        because = f"{release.workload.ref} is made by {maker}, which would write it again: change it there"
+        return trouble.refuse(because, "Owned")
+    left = next((one for one in release.earlier if one.created > release.current.created), None)
+    if left is not None:
+        because = f"somebody has gone back from {left} to {release.current} himself, and it fails: people decide"
         return trouble.refuse(because, "RollbackOfRollback")
     strategy = (release.body["spec"].get("updateStrategy") or {}).get("type")
     if strategy == "OnDelete":
@@ -321,8 +346,11 @@ async def way_back(trouble: Trouble, failing: Failing) -> ByGit | RevertTemplate
     return live(trouble, failing.to, because)
 
 
-def live(trouble: Trouble, to: Revision, because: str) -> RevertTemplate:
-    """Write the earlier template into the cluster."""
+def live(trouble: Trouble, to: Revision, because: str) -> RevertTemplate | Refuse:
+    """Write the earlier template into the cluster, unless what was changed is not in it."""
+    if only_configured(trouble.release.current.template, to.template):
+        lost = "only a checksum of its configuration was changed in the template: undo the change of what it is for"
+        return trouble.refuse(f"{because}. {lost}", "Config")
     whole = course(named(trouble.release), f"{to.number}/{to.hash}")
     return RevertTemplate(because=because, release=trouble.release, to=to, episode=trouble.episode, course=whole)
 
@@ -337,6 +365,8 @@ async def by_git(trouble: Trouble, to: Revision, manager: Manager, because: str)
     if rules.mode != "Suspend":
         return await step_in_git(way, begun, trouble.world)
     step = live(trouble, to, because)
+    if isinstance(step, Refuse):
+        return step
     return step_to_suspend(replace(way, course=step.course), begun, trouble.world.now()) or step
 
 

@@ -9,6 +9,7 @@ from kreflex.comparisons import Difference, Inconclusive, Same, Worse, by_pods, 
 from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
 from kreflex.courses import CUT_OFF
 from kreflex.decisions import Defer, Ineffective, Recovered, Refuse, Remember, Skip, Unknown, Verdict
+from kreflex.demands import only_configured, same_but_notes
 from kreflex.drains import EvictPods, Load, RestartNetworkPod, evictable, network_pods
 from kreflex.durations import Duration, parse_duration, show_duration
 from kreflex.errors import UnavailableError
@@ -152,11 +153,13 @@ __all__ = [
     "marked",
     "may_try",
     "network_pods",
+    "only_configured",
     "owner_of",
     "parse_duration",
     "progress_of",
     "release_of",
     "remediation_of",
+    "same_but_notes",
     "seems_well",
     "serve",
     "show_duration",

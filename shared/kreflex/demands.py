@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import re
+from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -31,6 +33,7 @@ _PLACING = (
     "topologySpreadConstraints",
 )
 _RESTARTED = "kubectl.kubernetes.io/restartedAt"
+_CHECKSUM = re.compile(r"checksum|config-?(hash|sha|version)|^reloader\.stakater\.com/last-reloaded", re.IGNORECASE)
 _FACTORS = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
@@ -149,13 +152,40 @@ def only_restarted(new: JSON, old: JSON) -> bool:
 
     https://kubernetes.io/docs/reference/kubectl/generated/kubectl_rollout/kubectl_rollout_restart/
     """
-    return _lasting(new) == _lasting(old)
+    return _without_notes(new, {_RESTARTED}.__contains__) == _without_notes(old, {_RESTARTED}.__contains__)
 
 
-def _lasting(template: JSON) -> JSON:
+def same_but_notes(new: JSON, old: JSON) -> bool:
+    """Tell whether two templates differ in nothing that runs: a pipeline may note its build in each."""
+    return _without_notes(new, lambda _: True) == _without_notes(old, lambda _: True)
+
+
+def only_configured(new: JSON, old: JSON) -> bool:
+    """Tell whether nothing was changed but a note of what it is configured with: that itself is not in a template.
+
+    Helm's charts note a checksum (https://helm.sh/docs/howto/charts_tips_and_tricks/), Reloader that, or a variable
+    (https://github.com/stakater/Reloader).
+    """
+    return _unconfigured(new) == _unconfigured(old) and new != old
+
+
+def _unconfigured(template: JSON) -> JSON:
+    bare = copy.deepcopy(_without_notes(template, _tells_configuration))
+    for container in containers(bare):
+        left = [one for one in container.pop("env", None) or () if not one["name"].startswith("STAKATER_")]
+        if left:
+            container["env"] = left
+    return bare
+
+
+def _tells_configuration(key: str) -> bool:
+    return key == _RESTARTED or _CHECKSUM.search(key) is not None
+
+
+def _without_notes(template: JSON, which: Callable[[str], bool]) -> JSON:
     meta = template.get("metadata") or {}
-    notes = {key: value for key, value in (meta.get("annotations") or {}).items() if key != _RESTARTED}
-    return {**template, "metadata": {"labels": meta.get("labels") or {}, "annotations": notes}}
+    left = {key: value for key, value in (meta.get("annotations") or {}).items() if not which(key)}
+    return {**template, "metadata": {"labels": meta.get("labels") or {}, "annotations": left}}
 
 
 def warm_up(template: JSON) -> int:

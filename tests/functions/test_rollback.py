@@ -215,6 +215,45 @@ async def test_a_note_of_an_earlier_rollback_does_not_keep_a_later_release() -> 
     assert isinstance(await decision(BAD, OLD, deployment=a_deployment(annotations=notes)), RevertTemplate)
 
 
+async def test_whoever_has_gone_back_himself_is_not_undone() -> None:
+    sets = (a_set(2, age=2 * DAY), a_set(1, age=DAY))
+    because = "somebody has gone back from revision 1 (shop:1) to revision 2 (shop:2) himself, and it fails"
+    answer = await decision(BAD, OLD, sets=sets)
+    assert bare(answer) == refused(f"{because}: people decide", "RollbackOfRollback")
+
+
+async def test_a_version_that_comes_again_with_another_note_is_the_same() -> None:
+    noted = {**a_template("shop:2"), "metadata": {"labels": {"app": "shop"}, "annotations": {"build": "71"}}}
+    deployment, fails = a_deployment(template=noted), a_history(h0={"hash": "h0", "number": 0, "bad": RECORD})
+    sets = (a_set(2, noted), a_set(1), a_set(0, a_template("shop:2"), age=2 * DAY))
+    answer = await decision(BAD, OLD, fails, deployment=deployment, sets=sets)
+    because = f"revision 2 (shop:2) was rolled back from before, by {RECORD}, and is here again: people decide"
+    assert bare(answer) == refused(because, "SameVersionAgain")
+
+
+async def test_what_an_operator_makes_is_left_to_it() -> None:
+    deployment = a_deployment()
+    maker = Ref("elasticsearch.k8s.elastic.co/v1", "Elasticsearch", "shop", "es", "uid-es")
+    deployment["metadata"]["ownerReferences"] = owned_by(maker)
+    because = "Deployment shop/shop is made by Elasticsearch shop/es, which would write it again: change it there"
+    assert bare(await decision(BAD, OLD, deployment=deployment)) == refused(because, "Owned")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metadata": {"labels": {"app": "shop"}, "annotations": {"checksum/config": "5f7"}}},
+        a_template("shop:1", container={"env": [{"name": "STAKATER_SETTINGS_CONFIGMAP", "value": "5f7"}]}),
+    ],
+    ids=["Helm's checksum", "Reloader's variable"],
+)
+async def test_a_configuration_that_was_changed_does_not_come_back_with_a_template(changed: JSON) -> None:
+    new = {**a_template("shop:1"), **changed}
+    answer = await decision(BAD, OLD, deployment=a_deployment(template=new), sets=(a_set(2, new), a_set(1)))
+    lost = "only a checksum of its configuration was changed in the template: undo the change of what it is for"
+    assert bare(answer) == refused(f"{FAILS.replace('shop:2', 'shop:1')}; {OLD_WELL}. {lost}", "Config")
+
+
 async def test_a_paused_deployment_is_left_to_whoever_paused_it() -> None:
     because = "Deployment shop/shop is paused: whoever paused it has to go on"
     answer = await decision(BAD, OLD, deployment=a_deployment(paused=True))
