@@ -27,8 +27,10 @@ from kreflex.demands import (
 )
 from kreflex.durations import show_duration
 from kreflex.nodes import Node
+from kreflex.progress import at_once
 from kreflex.releases import Releases
 from kreflex.revisions import Release, Revision
+from kreflex.templates import probed
 from kreflex.upkeep import PRESSURES
 from kreflex.views import JSON, Pod, moment
 
@@ -38,7 +40,9 @@ _BEFORE, _AFTER = timedelta(minutes=15), timedelta(minutes=1)
 _PLACE = {"Unplaced", "Gate"}
 # For what has begun to fail and does not yet count: a crash, a moment without being Ready.
 AT_ONCE = Limits(restarts_above=0, patience=timedelta())
-_HOUR, _SOON = timedelta(hours=1), timedelta(minutes=1)
+_HOUR, _SOON, _SOME = timedelta(hours=1), timedelta(minutes=1), timedelta(minutes=10)
+# A kubelet tells that a pod is not Ready when it takes it in.
+_AT_FIRST = timedelta(seconds=5)
 _ILL = {*PRESSURES, "NetworkUnavailable"}
 # Where the kubelet's words come from: containerd, pkg/remotes/docker; distribution's error codes; Go's net package.
 _UNREACHABLE = re.compile(
@@ -201,6 +205,8 @@ def judge(
         or _on_nodes(release, found, around, limits, now)
         or _old_pods_fail(release, found, around, limits, now)
         or _neighbours_fail(release, found, around, rules)
+        or _none_was_ready(release, found, target)
+        or _came_later(release, found, limits, now)
         or _others_are_well(release, found, limits, now)
     )
     if elsewhere is not None:
@@ -448,6 +454,41 @@ def _at_the_same_time(release: Release, found: Findings, around: Around, rules: 
     )
 
 
+def _none_was_ready(release: Release, found: Findings, target: Revision | None) -> Elsewhere | None:
+    """See that a DaemonSet has replaced more pods than it may while the new ones are not ready.
+
+    It does so only where the old ones are not available: those it takes first, whatever maxUnavailable is
+    (kubernetes, pkg/controller/daemon/update.go). They are gone, and nothing else tells of them.
+    """
+    if release.workload.ref.kind != "DaemonSet" or target is None or target != release.earlier[0]:
+        return None
+    never = [pod for pod in release.new_pods if _never_ready(pod, release.current.template)]
+    most = at_once(release.body)
+    if not found.new or len(never) <= most:
+        return None
+    story = f"{len(never)} pods were replaced although none was ready, of which {most} may be away at a time"
+    return Elsewhere("Dependency", f"{_story(release, found)}; {story}: those before them were not available either")
+
+
+def _never_ready(pod: Pod, template: JSON) -> bool:
+    if pod.terminating or pod.unready_since is None or pod.unready_since - pod.created > _AT_FIRST:
+        return False
+    # Without a probe a container that crashes is ready while it runs.
+    return all(probed(template, one.name) or not (one.restarts or one.ended) for one in pod.containers)
+
+
+def _came_later(release: Release, found: Findings, limits: Limits, now: datetime) -> Elsewhere | None:
+    """See whether all that fail have come after it was healthy, as when it was scaled up, and the first are well."""
+    healthy_at = release.current.healthy_at
+    if healthy_at is None or not found.new or found.errors:
+        return None
+    fine = [pod for pod in release.new_pods if pod.created <= healthy_at and well(pod, limits, now)]
+    if not fine or any(one.pod.created <= healthy_at for one in found.new):
+        return None
+    since = f"{len(fine)} others of it have been Ready since before"
+    return Elsewhere("SomePods", f"{_story(release, found)}; all came after it was healthy, and {since}", _SOME)
+
+
 def _others_are_well(release: Release, found: Findings, limits: Limits, now: datetime) -> Elsewhere | None:
     """See whether most pods of the new template are well: then it is not the template that decides."""
     failing = {one.pod.ref.uid for one in found.new}
@@ -455,7 +496,7 @@ def _others_are_well(release: Release, found: Findings, limits: Limits, now: dat
     if not found.new or found.errors or len(fine) <= len(failing):
         return None
     story = f"{_story(release, found)}; {len(fine)} others of it have been Ready for long enough"
-    return Elsewhere("SomePods", story, timedelta(minutes=10))
+    return Elsewhere("SomePods", story, _SOME)
 
 
 def _nothing_healthy(release: Release, found: Findings, rules: Releases) -> Elsewhere:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from kreflex.views import JSON
@@ -32,6 +33,19 @@ def stuck(body: JSON) -> bool:
         one.get("type") == "Progressing" and one.get("status") == "False" and one.get("reason") == _TIMED_OUT
         for one in conditions
     )
+
+
+def at_once(daemon_set: JSON) -> int:
+    """Tell on how many nodes a DaemonSet may be away, or have two pods, while it is updated; a percentage rounds up."""
+    rules = ((daemon_set.get("spec") or {}).get("updateStrategy") or {}).get("rollingUpdate") or {}
+    wanted = int((daemon_set.get("status") or {}).get("desiredNumberScheduled", 0))
+    told = (_share(rules.get(name, 0), wanted) for name in ("maxSurge", "maxUnavailable"))
+    return next((most for most in told if most), 1)
+
+
+def _share(said: int | str, wanted: int) -> int:
+    text = str(said)
+    return math.ceil(int(text[:-1]) * wanted / 100) if text.endswith("%") else int(text)
 
 
 def paused(body: JSON) -> bool:

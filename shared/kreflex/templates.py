@@ -111,6 +111,11 @@ def config_maps(template: JSON) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
+def probed(template: JSON, container: str) -> bool:
+    """Tell whether a container counts as ready only when a probe says so."""
+    return any(one["name"] == container and one.get("readinessProbe") for one in _containers(template))
+
+
 def _containers(template: JSON) -> Iterator[JSON]:
     yield from template["spec"].get("initContainers") or ()
     yield from template["spec"].get("containers") or ()

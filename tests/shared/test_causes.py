@@ -291,6 +291,56 @@ def test_most_of_the_new_pods_are_well() -> None:
     assert judged(a_release(looping(2), *fine)) == told
 
 
+def test_pods_that_came_when_it_had_been_healthy_fail_while_the_first_are_well() -> None:
+    """As when it is scaled beyond what its database bears."""
+    revisions = (a_revision(2, healthy_at=NOW - 8 * MINUTE), a_revision(1))
+    first = a_pod_of(2, "first", node="blue-2")
+    later = [looping(2, f"later-{n}", node=f"blue-{n}", age=5 * MINUTE) for n in (1, 2, 3)]
+    story = "3 of 4 pods of revision 2 (shop:2) fail: later-1: app restarted 4 times, last with exit code 1"
+    others = "all came after it was healthy, and 1 others of it have been Ready since before"
+    told = Elsewhere("SomePods", f"{story}; {others}", 10 * MINUTE)
+    assert judged(a_release(*later, first, revisions=revisions)) == told
+    assert cause(a_release(*later, looping(2, "first"), revisions=revisions)) == "Failing"
+    assert cause(a_release(*later, first)) == "Failing"
+
+
+PROBE = {"readinessProbe": {"httpGet": {"port": 80}}}
+
+
+@pytest.mark.parametrize(
+    ("new", "strategy", "expected"),
+    [
+        (PROBE, {}, "Dependency"),
+        (PROBE, {"maxUnavailable": 2}, "Dependency"),
+        (PROBE, {"maxUnavailable": 3}, "Failing"),
+        (PROBE, {"maxUnavailable": "66%"}, "Dependency"),
+        (PROBE, {"maxUnavailable": "67%"}, "Failing"),
+        (PROBE, {"maxUnavailable": 0, "maxSurge": "100%"}, "Failing"),
+        # It was ready while it ran, and so the next was replaced.
+        ({}, {}, "Failing"),
+    ],
+)
+def test_a_daemon_set_replaces_more_at_once_only_where_the_old_pods_were_not_available(
+    new: JSON, strategy: JSON, expected: str
+) -> None:
+    pods = [looping(2, f"new-{n}", node=f"blue-{n}") for n in (1, 2, 3)]
+    release = a_release(
+        *pods,
+        new=a_template("shop:2", container=new),
+        kind="DaemonSet",
+        spec={"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": strategy}},
+        status={"desiredNumberScheduled": 3},
+    )
+    assert cause(release) == expected
+
+
+def test_of_two_bad_releases_in_a_row_a_daemon_set_replaces_all_pods_of_the_first() -> None:
+    pods = [looping(3, f"new-{n}", node=f"blue-{n}") for n in (1, 2, 3)]
+    template = a_template("shop:3", container=PROBE)
+    release = a_release(*pods, revisions=(a_revision(3, template), a_revision(2), a_revision(1)), kind="DaemonSet")
+    assert cause(release) == "Failing"
+
+
 # -- time
 
 
