@@ -216,11 +216,12 @@ async def test_a_token_that_the_function_does_not_know_is_told_and_the_release_s
 
 
 async def test_in_json_each_line_is_an_object_and_the_last_one_has_the_end(ci: Ci) -> None:
-    await ci.make()
-    ended = await ci.step("--json", "--proof", "2s")
+    await ci.make("1-unready")
+    ended = await ci.step("--json", "--within", "4s")
     *lines, last = [json.loads(line) for line in ended.lines]
-    assert {"about": "release", "text": lines[0]["text"]}.items() <= lines[0].items()
-    assert (last["end"], last["code"], last["record"]) == ("healthy", 0, "")
+    assert {tuple(sorted(line)) for line in lines} == {("about", "at", "text")}
+    assert (last["end"], last["code"], last["record"]) == ("late", 3, "")
+    assert last["text"].endswith(lines[-1]["text"])
 
 
 async def test_it_may_write_nothing_and_does_not_try(ci: Ci) -> None:

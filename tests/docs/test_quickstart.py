@@ -37,9 +37,10 @@ def shell(home: Path, script: str) -> str:
     return answer.stdout
 
 
-def verdicts(home: Path) -> dict[str, str]:
-    """Of each record the verdict, or the guard that refused."""
-    records = json.loads(shell(home, "kubectl get remediations -A -o json"))["items"]
+def verdicts(home: Path, function: str = "restart-loop-killer") -> dict[str, str]:
+    """Of each record of a function the verdict, or the guard that refused."""
+    chosen = f"kubectl get remediations -A -l kreflex.dev/function={function} -o json"
+    records = json.loads(shell(home, chosen))["items"]
     return {
         record["spec"]["owner"]["name"]: record["status"].get("verdict") or record["status"]["guard"]
         for record in records
@@ -55,6 +56,7 @@ def test_the_quick_start_heals_one_pod_and_refuses_another(home: Path) -> None:
 
     shell(home, commands("Break what a new pod can't heal"))
     assert verdicts(home) == {"cart": "Recovered", "search": "OOMKilled"}
+    assert verdicts(home, "rollback") == {"cart": "FirstRelease", "search": "NoHealthyRevision"}
 
     shell(home, commands("Stop everything"))
     assert "true" in shell(home, "kubectl get clusterremediationpolicy lab -o jsonpath='{.spec.frozen}'")
