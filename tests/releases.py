@@ -54,7 +54,7 @@ def unready(number: int, name: str = "", ago: timedelta = 5 * MINUTE, **about: A
     return a_pod_of(number, name, **{"age": ago, "app": [{**status, "ready": False}], **about})
 
 
-def unplaced(number: int, said: str, ago: timedelta = 5 * MINUTE) -> Pod:
+def unplaced(number: int, said: str, ago: timedelta = 10 * MINUTE) -> Pod:
     """A pod that no node takes."""
     body = a_pod(Ref("v1", "Pod", "shop", f"shop-{number}", f"uid-shop-{number}"), age=ago, phase="Pending")
     told = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}

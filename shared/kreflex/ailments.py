@@ -15,8 +15,9 @@ Kind = Literal["Loop", "Image", "Config", "Start", "Unready", "Gate", "Unplaced"
 IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 CONFIG = {"CreateContainerConfigError"}
 START = {"CreateContainerError", "RunContainerError", "PreCreateHookError", "PreStartHookError", "PostStartHookError"}
-# A pod that no node takes may wait for a new node; one whose containers are not made, for a large image.
-_PLACES, _MAKES = 2, 5
+# How many times the patience a pod that no node takes may wait for a new node, which an autoscaler brings within ten
+# minutes or so; and one whose containers are not made, for a large image.
+_PLACES, _MAKES = 5, 5
 # The kubelet's waits between two runs: 10 s, doubled up to 5 minutes
 # (https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#restart-policy).
 _FIRST, _MOST = timedelta(seconds=10), timedelta(minutes=5)

@@ -14,16 +14,19 @@ from datetime import datetime, timedelta
 
 from kreflex.ailments import Ailment, Early, Limits, ailment, well
 from kreflex.demands import (
-    asks_more,
+    fitted,
     host,
     image_of,
+    injected,
     named,
     names,
     only_restarted,
     placing,
     registry,
+    requests_more,
     resources_differ,
     secured,
+    starts_as_before,
 )
 from kreflex.durations import show_duration
 from kreflex.nodes import Node
@@ -69,6 +72,9 @@ _KEY = re.compile(
 )
 _KINDS = {"configmap": "ConfigMap", "secret": "Secret"}
 _INSUFFICIENT = re.compile(r"Insufficient |Too many pods|had untolerated taint|exceed max volume count", re.IGNORECASE)
+_SHORT = re.compile(r"Insufficient (\w[\w./-]*\w)")
+# Nodes that are ill, or that somebody has cordoned (kubernetes, pkg/scheduler/framework/plugins/nodeunschedulable).
+_AWAY = re.compile(r"were unschedulable|\{node\.kubernetes\.io/|ToBeDeletedByClusterAutoscaler|karpenter\.sh/disrupted")
 _WEBHOOK_DOWN = re.compile(r"failed calling webhook|failed to call webhook", re.IGNORECASE)
 _ACCOUNT = re.compile(r'serviceaccount "(?P<name>[^"]+)" not found', re.IGNORECASE)
 
@@ -182,10 +188,16 @@ def _shaky(release: Release, known: Mapping[str, JSON], now: datetime) -> tuple[
 def _unmade(release: Release) -> Unmade | None:
     """Read why a Deployment's pods can't be created; other kinds tell it in Events only."""
     for said in (release.body.get("status") or {}).get("conditions") or ():
-        if said.get("type") == "ReplicaFailure" and said.get("status") == "True":
+        if said.get("type") == "ReplicaFailure" and said.get("status") == "True" and not _of_old_ones(release, said):
             since = moment(said.get("lastTransitionTime")) or release.changed_at
             return Unmade(str(said.get("message", "")) or "no reason is told", since)
     return None
+
+
+def _of_old_ones(release: Release, said: JSON) -> bool:
+    """Tell whether it is pods of another revision that can't be made, as when the old ones are scaled up."""
+    words = str(said.get("message", ""))
+    return any(f"-{one.hash}-" in words for one in release.revisions if one.hash != release.current.hash)
 
 
 def judge(
@@ -281,7 +293,9 @@ def _told(release: Release, found: Findings, base: Revision, *, fits: bool) -> E
 UNKNOWN = "ImageUnknown"
 _WHY = {
     "Config": "the earlier revision names the same, so going back would not help",
+    "Dependency": "this container runs before all that was changed",
     "ImageUnknown": "why the image can't be pulled is not told yet",
+    "Injected": "no template names this container: what puts it in has to be looked at",
     "NotStarted": "the kubelet does not say why: look at the pod's events",
     "ReadinessGate": "it is not its containers that are not ready",
     "Registry": "the registry does not give it, whatever the tag",
@@ -292,6 +306,11 @@ _WHY = {
 
 def blame(one: Ailment, new: JSON, old: JSON) -> str | None:
     """Name the cause of an ailment that is not the change from the old template to the new; None if it may be."""
+    if one.container and one.kind in {"Loop", "Unready", "Start"}:
+        if injected(new, one.container):
+            return "Injected"
+        if starts_as_before(new, old, one.container):
+            return "Dependency"
     if one.kind == "Image":
         return _image(one, new, old)
     if one.kind == "Config":
@@ -336,17 +355,20 @@ def _config(said: str, new: JSON, old: JSON) -> str | None:
 
 
 def _unplaced(said: str, new: JSON, old: JSON) -> str | None:
-    if asks_more(new, old):
+    placed_as_before = placing(new) == placing(old)
+    if "didn't" in said and not placed_as_before:
         return None
     # With less room than before no node would take a pod of the old template, either.
-    full = bool(_INSUFFICIENT.search(said)) and "didn't" not in said
-    return "Unschedulable" if full or placing(new) == placing(old) else None
+    away, short = _AWAY.search(said), _SHORT.findall(said)
+    if _INSUFFICIENT.search(said):
+        return None if not away and requests_more(new, old, short) else "Unschedulable"
+    return "Unschedulable" if away or placed_as_before else None
 
 
 def _creation(said: str, new: JSON, old: JSON) -> str | None:
     """Name the cause why pods can't be created, if it is not the change; as for `blame`."""
     if "exceeded quota" in said:
-        return None if asks_more(new, old) else "Quota"
+        return None if fitted(said, new, old) else "Quota"
     if "must specify" in said or "LimitRange" in said or "usage per" in said:
         return None if resources_differ(new, old) else "Quota"
     if _WEBHOOK_DOWN.search(said):

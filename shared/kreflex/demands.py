@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -34,6 +34,7 @@ _PLACING = (
 )
 _RESTARTED = "kubectl.kubernetes.io/restartedAt"
 _CHECKSUM = re.compile(r"checksum|config-?(hash|sha|version)|^reloader\.stakater\.com/last-reloaded", re.IGNORECASE)
+_QUOTA = re.compile(r"requested: (?P<requested>\S+), used: (?P<used>\S+), limited: (?P<limited>[^\s;]+)")
 _FACTORS = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
@@ -113,6 +114,63 @@ def asks_more(new: JSON, old: JSON) -> bool:
     """Tell whether a pod of the new template requests or limits more of anything than one of the old."""
     before = _asked(old)
     return any(amount > before.get(what, Decimal(0)) for what, amount in _asked(new).items())
+
+
+def requests_more(new: JSON, old: JSON, resources: Iterable[str]) -> bool:
+    """Tell whether a pod of the new template requests more of one of these; without a request a limit is one."""
+    return any(_requested(new, one) > _requested(old, one) for one in resources)
+
+
+def _requested(template: JSON, resource: str) -> Decimal:
+    total = Decimal(0)
+    for container in containers(template):
+        asked = container.get("resources") or {}
+        said = [(asked.get(kind) or {}).get(resource) for kind in ("requests", "limits")]
+        total += next((quantity(str(amount)) for amount in said if amount is not None), Decimal(0))
+    return total
+
+
+def fitted(said: str, new: JSON, old: JSON) -> bool:
+    """Tell, from what the API server says of a quota, whether a pod of the old template would have had room.
+
+    It names what is exceeded only (kubernetes, pkg/quota/v1/resourcequota/controller.go). Pods are asked for by what
+    others put into them as well, so it is the difference of the two templates that counts.
+    """
+    told = _QUOTA.search(said)
+    if told is None:
+        return asks_more(new, old)
+    requested, used, limited = (_amounts(told[name]) for name in ("requested", "used", "limited"))
+    ours, theirs = _asked(new), _asked(old)
+    return all(
+        used.get(what, Decimal(0)) + amount - ours.get(_what(what), Decimal(0)) + theirs.get(_what(what), Decimal(0))
+        <= limited.get(what, Decimal(0))
+        for what, amount in requested.items()
+    )
+
+
+def _amounts(said: str) -> dict[str, Decimal]:
+    return {name: quantity(amount) for name, _, amount in (one.partition("=") for one in said.split(","))}
+
+
+def _what(quota: str) -> tuple[str, str]:
+    """`cpu` and `memory` of a quota are requests."""
+    kind, dot, resource = quota.partition(".")
+    return (kind, resource) if dot and kind in {"requests", "limits"} else ("requests", quota)
+
+
+def starts_as_before(new: JSON, old: JSON, container: str) -> bool:
+    """Tell whether a container runs before all that was changed: an init container, beside others of the same kind.
+
+    A sidecar runs beside what was changed, and may fail for it.
+    """
+    ahead, before = ({**(one.get("spec") or {}), "containers": None} for one in (new, old))
+    first = (one for one in ahead.get("initContainers") or () if one.get("restartPolicy") != "Always")
+    return ahead == before and any(one["name"] == container for one in first)
+
+
+def injected(template: JSON, container: str) -> bool:
+    """Tell whether a container is none of the template's: a webhook has put it into the pod."""
+    return all(one["name"] != container for one in containers(template))
 
 
 def _asked(template: JSON) -> dict[tuple[str, str], Decimal]:

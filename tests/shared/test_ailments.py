@@ -119,9 +119,9 @@ def test_a_readiness_gate_is_not_the_container() -> None:
 
 def test_a_pod_that_no_node_takes_waits_for_a_new_node_first() -> None:
     said = "0/3 nodes are available: 3 Insufficient cpu."
-    pod = unplaced(2, said, ago=4 * MINUTE)
-    assert of(pod) == Ailment(pod, "Unplaced", f"no node takes it: {said}", NOW - 4 * MINUTE, said=said)
-    assert of(unplaced(2, said, ago=4 * MINUTE - SECOND)) is None
+    pod = unplaced(2, said, ago=10 * MINUTE)
+    assert of(pod) == Ailment(pod, "Unplaced", f"no node takes it: {said}", NOW - 10 * MINUTE, said=said)
+    assert of(unplaced(2, said, ago=10 * MINUTE - SECOND)) is None
 
 
 def test_containers_that_are_not_made_may_wait_for_a_large_image() -> None:

@@ -447,6 +447,36 @@ def test_pods_that_the_api_server_does_not_let_in(said: str, new: JSON | None, e
     assert cause(a_release(new=new, old=(a_pod_of(1),), conditions=(unmade(said),))) == expected
 
 
+BUSY = a_template(container={"resources": {"requests": {"cpu": "1"}}})
+
+
+@pytest.mark.parametrize(
+    ("asked", "exceeded", "expected"),
+    [
+        ("1100m", "requested: requests.cpu=1100m, used: requests.cpu=4, limited: requests.cpu=4", "Quota"),
+        ("5", "requested: requests.cpu=5, used: requests.cpu=2, limited: requests.cpu=4", "Failing"),
+        ("5", "requested: cpu=5, used: cpu=3, limited: cpu=4", "Failing"),
+        ("5", "requested: cpu=5, used: cpu=3500m, limited: cpu=4", "Quota"),
+        ("5", "requested: pods=1, used: pods=3, limited: pods=3", "Quota"),
+        # What a mesh puts into each pod is asked for beside the template.
+        ("2", "requested: cpu=2500m, used: cpu=3, limited: cpu=4", "Quota"),
+        ("2", "requested: cpu=2500m,memory=1Gi, used: cpu=1,memory=1Gi, limited: cpu=3,memory=1Gi", "Quota"),
+    ],
+)
+def test_a_quota_is_the_change_s_fault_if_the_old_template_had_room_in_it(
+    asked: str, exceeded: str, expected: str
+) -> None:
+    new = a_template("shop:2", container={"resources": {"requests": {"cpu": asked}}})
+    said = f'pods "shop-h2-x" is forbidden: exceeded quota: small, {exceeded}'
+    release = a_release(new=new, before=BUSY, old=(a_pod_of(1),), conditions=(unmade(said),))
+    assert cause(release) == expected
+
+
+def test_pods_of_an_old_revision_that_can_t_be_made_are_no_failure_of_the_new_one() -> None:
+    release = a_release(new=MORE, old=(a_pod_of(1),), conditions=(unmade(QUOTA.replace("shop-2-x", "shop-h1-x")),))
+    assert judged(release) == Sound("revision 2 (shop:2) is on its way")
+
+
 def test_a_quota_that_is_full_since_long_after_the_change_is_not_its_fault() -> None:
     release = a_release(new=MORE, changed_ago=3 * HOUR, conditions=(unmade(QUOTA, MINUTE),))
     assert cause(release) == "TooLate"
@@ -591,6 +621,28 @@ SELECTS = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/s
         (FULL, a_template("shop:2", nodeSelector={"disk": "ssd"}), "Unschedulable"),
         (SELECTS, a_template("shop:2", nodeSelector={"disk": "ssd"}), None),
         (SELECTS, a_template("shop:2"), "Unschedulable"),
+        (FULL, a_template("shop:2", container={"resources": {"requests": {"memory": "64Gi"}}}), "Unschedulable"),
+        (FULL, a_template("shop:2", container={"resources": {"limits": {"cpu": "64"}}}), None),
+        (
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable.",
+            a_template("shop:2", container={"resources": {"requests": {"cpu": "1"}}}),
+            "Unschedulable",
+        ),
+        (
+            "0/3 nodes are available: 3 node(s) had untolerated taint {node.kubernetes.io/unreachable: }.",
+            a_template("shop:2", container={"resources": {"requests": {"cpu": "1"}}}),
+            "Unschedulable",
+        ),
+        (
+            "0/3 nodes are available: 3 node(s) were unschedulable.",
+            a_template("shop:2", priorityClassName="high"),
+            "Unschedulable",
+        ),
+        (
+            "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.",
+            a_template("shop:2", container={"resources": {"limits": {"nvidia.com/gpu": "8"}}}),
+            None,
+        ),
         (
             "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector.",
             a_template("shop:2", nodeSelector={"disk": "ssd"}),
@@ -624,6 +676,39 @@ def test_of_a_pod_that_no_node_takes(said: str, new: JSON, expected: str | None)
 )
 def test_of_other_ailments(kind: Any, said: str, new: JSON, expected: str | None) -> None:
     assert blame(Ailment(a_pod_of(2), kind, "", NOW, "app", said), new, a_template("shop:1")) == expected
+
+
+def of_container(name: str, kind: Any = "Loop") -> Ailment:
+    return Ailment(a_pod_of(2), kind, "", NOW, name)
+
+
+WAITS = {"name": "wait-for-db", "image": "tools:1"}
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Unready", "Start"])
+def test_a_container_that_a_webhook_has_put_in_is_not_the_release_s(kind: Any) -> None:
+    assert blame(of_container("istio-proxy", kind), a_template("shop:2"), a_template()) == "Injected"
+
+
+def test_an_init_container_that_was_not_changed_fails_before_the_change_runs() -> None:
+    new, old = a_template("shop:2", initContainers=[WAITS]), a_template(initContainers=[WAITS])
+    assert blame(of_container("wait-for-db"), new, old) == "Dependency"
+    assert blame(of_container("app"), new, old) is None
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ([{**WAITS, "image": "tools:2"}], [WAITS]),
+        ([WAITS], []),
+        ([{"name": "migrate", "image": "migrate:2"}, WAITS], [WAITS]),
+        ([{**WAITS, "restartPolicy": "Always"}], [{**WAITS, "restartPolicy": "Always"}]),
+    ],
+    ids=["another image", "a new one", "another before it", "a sidecar"],
+)
+def test_of_another_init_container_the_change_may_be_the_cause(new: list[JSON], old: list[JSON]) -> None:
+    templates = a_template("shop:2", initContainers=new), a_template(initContainers=old)
+    assert blame(of_container("wait-for-db"), *templates) is None
 
 
 # -- neighbours
