@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from kreflex.addresses import address_of, shown
 from kreflex.cluster import Reader
 from kreflex.errors import OutageError
 from kreflex.kinds import OWNING
@@ -59,14 +60,19 @@ _PLURALS = {
 }
 # The names under which Git's controllers write fields.
 _WRITERS = {"argocd-controller": "Argo CD", "kustomize-controller": "Flux", "helm-controller": "Flux"}
-_URL = re.compile(r"(https?|ssh)://[^\s/]+/\S*")
-# git's own short form for SSH: user@host:path.
-_SHORT = re.compile(r"[\w.-]+@[\w.-]+:[^\s-]\S*")
+# What Git takes as the name of a branch, without the characters that mean something in what git is asked:
+# https://git-scm.com/docs/git-check-ref-format. Others are ranges of versions, which Argo CD resolves to tags.
+_BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|/\.|\./))[^-./~^:?*\[\\<>=|,\s\x00-\x1f][^~^:?*\[\\\s\x00-\x1f]*(?<![./])")
+_SHA = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 # https://fluxcd.io/flux/components/source/gitrepositories/#artifact: main@sha1:<id>.
 _ID = re.compile(r"(?:^|[:/@])([0-9a-f]{64}|[0-9a-f]{40})$")
 # With these Flux has not got as far as to apply what it tried.
 # https://github.com/fluxcd/pkg, apis/meta/conditions.go
 _NOT_APPLIED = {"ArtifactFailed", "BuildFailed", "DependencyNotReady", "PruneFailed", "ReconciliationFailed"}
+
+
+# Group, kind, namespace and name.
+Named = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,12 @@ def _missing(ref: Ref) -> Manager:
     return Manager(ref, held=because)
 
 
+def _stranger(ref: Ref, where: str) -> Manager:
+    """Whoever may write a workload may put any mark on it: what he breaks must not be taken back for others."""
+    because = f"it does not list it in its {where}: take its mark off the object, or wait for its sync"
+    return Manager(ref, held=because)
+
+
 def _nameless(body: JSON) -> Manager | None:
     """Find in an object's managed fields that Git's controllers write its template, though nothing names the object."""
     for entry in body["metadata"].get("managedFields") or ():
@@ -187,16 +199,20 @@ async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = F
         return None
     if found is None:
         return _missing(ref)
+    if not _lists(found, body):
+        return _stranger(ref, "status.resources")
     meta, spec, status = found["metadata"], found.get("spec") or {}, found.get("status") or {}
     source = spec.get("source") or {}
     applied = _synced(status)
-    history = [Deployed(one.get("revision", ""), at) for one in status.get("history") or () if (at := _at(one))]
+    history = [
+        Deployed(revision_in(one.get("revision", "")), at) for one in status.get("history") or () if (at := _at(one))
+    ]
     annotations = meta.get("annotations") or {}
     return Manager(
         ref=_ref(ARGO, "Application", ref.namespace, ref.name, meta["uid"]),
         resource_version=meta["resourceVersion"],
-        url=source.get("repoURL", ""),
-        branch="" if source.get("targetRevision", "HEAD") in {"", "HEAD"} else source["targetRevision"],
+        url=shown(source.get("repoURL", "")),
+        branch=_followed(source),
         paths=_argo_paths(source, annotations),
         applied=applied,
         history=_before(history, applied),
@@ -211,12 +227,15 @@ async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = F
 
 
 def _lists(application: JSON, body: JSON) -> bool:
+    return _itself(body) in [_named(one) for one in (application.get("status") or {}).get("resources") or ()]
+
+
+def _itself(body: JSON) -> Named:
     meta, group = body["metadata"], body["apiVersion"].rpartition("/")[0]
-    itself = (group, body["kind"], meta.get("namespace", ""), meta["name"])
-    return itself in [_named(one) for one in (application.get("status") or {}).get("resources") or ()]
+    return group, body["kind"], meta.get("namespace", ""), meta["name"]
 
 
-def _named(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _named(one: Mapping[str, Any]) -> Named:
     return one.get("group", ""), one.get("kind", ""), one.get("namespace", ""), one.get("name", "")
 
 
@@ -224,7 +243,14 @@ def _synced(status: JSON) -> str:
     """Tell the revision of the last sync; one that still waits for health is in the cluster, but not in the history."""
     result = (status.get("operationState") or {}).get("syncResult") or {}
     history = status.get("history") or [{}]
-    return str(result.get("revision") or history[-1].get("revision", ""))
+    # Whoever may write an Application may write its status: only what is a commit is handed to git.
+    return revision_in(str(result.get("revision") or history[-1].get("revision", "")))
+
+
+def _followed(source: JSON) -> str:
+    """Tell the branch that is followed; "" for the default one."""
+    target = str(source.get("targetRevision", "HEAD"))
+    return "" if target in {"", "HEAD"} else target.removeprefix("refs/heads/")
 
 
 def _at(one: Mapping[str, Any]) -> datetime | None:
@@ -293,16 +319,22 @@ def _argo_held(spec: JSON, source: JSON) -> str:
         return "what it applies is made from another branch (sourceHydrator), so it has to be undone there"
     if source.get("chart"):
         return f"its source is the chart {source['chart']} of a Helm repository, not a path in Git"
-    return _foreign(source.get("repoURL", ""))
+    return _no_branch(_followed(source)) or _foreign(source.get("repoURL", ""))
+
+
+def _no_branch(name: str) -> str:
+    if not name or (_BRANCH.fullmatch(name) and not _SHA.fullmatch(name)):
+        return ""
+    return f"it follows {name}, which is no branch: change it there"
 
 
 def _foreign(url: str) -> str:
-    if re.match(r"\w+://[^/@]*:[^/@]*@", url):
+    if re.match(r"\w+://[^/]*:[^/]*@", url):
         # It would stand in records and in commits.
         return "the address of its source has a password in it: put that into a Secret"
-    if _URL.fullmatch(url) or _SHORT.fullmatch(url):
+    if address_of(url) is not None:
         return ""
-    return f"its source {url or 'without an address'} is no Git repository over https or ssh"
+    return f"its source {shown(url) or 'without an address'} is no Git repository over https or ssh"
 
 
 # -- Flux
@@ -312,6 +344,8 @@ async def _kustomization(ref: Ref, body: JSON, reader: Reader) -> Manager | None
     found = await _read(ref, reader)
     if found is None:
         return _missing(ref)
+    if _itself(body) not in _entries(found.get("status") or {}):
+        return _stranger(ref, "status.inventory")
     meta, spec, status = found["metadata"], found.get("spec") or {}, found.get("status") or {}
     named = spec.get("sourceRef") or {}
     source_ref = _ref(SOURCES, "GitRepository", named.get("namespace") or ref.namespace, named.get("name", ""))
@@ -322,7 +356,7 @@ async def _kustomization(ref: Ref, body: JSON, reader: Reader) -> Manager | None
     return Manager(
         ref=_ref(KUSTOMIZE, "Kustomization", ref.namespace, ref.name, meta["uid"]),
         resource_version=meta["resourceVersion"],
-        url=of_source.get("url", ""),
+        url=shown(of_source.get("url", "")),
         # https://fluxcd.io/flux/components/source/gitrepositories/#branch-example
         branch=(of_source.get("ref") or {}).get("branch", "master"),
         paths=(inside(spec.get("path", "")),),
@@ -367,14 +401,18 @@ def revision_in(text: str) -> str:
 
 
 def _inventory(status: JSON, body: JSON) -> tuple[str, ...]:
-    # Entries are called <namespace>_<name>_<group>_<kind>; names of objects have no underscore.
-    itself = (body["kind"], body["metadata"].get("namespace", ""), body["metadata"]["name"])
-    entries = [one.get("id", "").split("_") for one in (status.get("inventory") or {}).get("entries") or ()]
+    itself = _itself(body)[1:]
     return tuple(
         f"{kind} {namespace}/{name}"
-        for namespace, name, group, kind in (entry for entry in entries if len(entry) == 4)
+        for group, kind, namespace, name in _entries(status)
         if (group, kind) in OWNING and (kind, namespace, name) != itself
     )
+
+
+def _entries(status: JSON) -> list[Named]:
+    # Entries are called <namespace>_<name>_<group>_<kind>; names of objects have no underscore.
+    entries = [one.get("id", "").split("_") for one in (status.get("inventory") or {}).get("entries") or ()]
+    return [(group, kind, space, name) for space, name, group, kind in (one for one in entries if len(one) == 4)]
 
 
 def _flux_complaint(status: JSON) -> str:
@@ -399,7 +437,8 @@ def _flux_held(named: JSON, source_ref: Ref, source: JSON | None) -> str:
     pinned = {key: value for key, value in (source["spec"].get("ref") or {}).items() if key != "branch" and value}
     if pinned:
         return f"{source_ref} follows {', '.join(f'{k} {v}' for k, v in pinned.items())}, not a branch: change it there"
-    return _foreign(source["spec"].get("url", ""))
+    branch = str((source["spec"].get("ref") or {}).get("branch", ""))
+    return _no_branch(branch) or _foreign(source["spec"].get("url", ""))
 
 
 async def _helm_release(ref: Ref, body: JSON, reader: Reader) -> Manager | None:  # noqa: ARG001 - as the others

@@ -165,6 +165,44 @@ async def test_an_application_of_another_namespace_is_named_with_it() -> None:
     assert str(manager) == "Application team-a/shop"
 
 
+async def test_an_application_that_does_not_list_the_object_takes_nothing_back_for_it() -> None:
+    copied = a_deployment({TRACKING: "shop:apps/Deployment:shop/cart"})
+    assert await found(copied, application=an_application(status={"resources": [MAIL]})) == Manager(
+        replace(APPLICATION_REF, uid=""),
+        held="it does not list it in its status.resources: take its mark off the object, or wait for its sync",
+    )
+
+
+async def test_a_kustomization_that_does_not_list_the_object_takes_nothing_back_for_it() -> None:
+    others = {"inventory": {"entries": [{"id": "shop_mail_apps_Deployment", "v": "v1"}]}}
+    objects = {"kustomization": a_kustomization(status=others), "repository": a_repository()}
+    assert await found(a_deployment(labels=FLUX), **objects) == Manager(
+        replace(KUSTOMIZATION_REF, uid=""),
+        held="it does not list it in its status.inventory: take its mark off the object, or wait for its sync",
+    )
+
+
+async def test_nothing_but_a_commit_is_taken_for_a_revision() -> None:
+    """An Application's status may be written by whoever may write it, and git has options for a log's file."""
+    history = [{"revision": f"--output=/tmp/{GOOD}/x", "deployedAt": stamp(NOW - HOUR)}]
+    status = {"history": history, "operationState": {"syncResult": {"revision": "--output=/tmp/x"}}}
+    manager = await the_application(status=status)
+    assert (manager.applied, manager.history) == ("", ())
+
+
+async def test_a_token_in_an_address_is_shown_to_nobody() -> None:
+    for token in ("ghp_1234@", "me:ghp_1234@", "me:ghp@1234@"):
+        manager = await the_application({"repoURL": f"https://{token}git.example/team/shop.git"})
+        assert manager.url == URL
+        kustomization = await the_kustomization(a_repository(url=f"https://{token}git.example/team/shop.git"))
+        assert kustomization.url == URL
+
+
+async def test_a_branch_may_be_named_in_full() -> None:
+    manager = await the_application({"targetRevision": "refs/heads/main"})
+    assert (manager.branch, manager.held) == ("main", "")
+
+
 async def test_argo_cd_may_live_elsewhere() -> None:
     path = "/apis/argoproj.io/v1alpha1/namespaces/openshift-gitops/applications/shop"
     api = CannedApi({path: an_application()})
@@ -229,6 +267,23 @@ async def test_fields_that_a_controller_of_git_has_written_are_its_own_without_a
             {"source": {"repoURL": "https://me:secret@git.example/shop.git"}},
             "the address of its source has a password in it: put that into a Secret",
         ),
+        (
+            {"source": {"repoURL": "https://git.example/../other/shop.git"}},
+            "its source https://git.example/../other/shop.git is no Git repository over https or ssh",
+        ),
+        (
+            {"source": {"repoURL": URL, "targetRevision": BAD}},
+            f"it follows {BAD}, which is no branch: change it there",
+        ),
+        (
+            {"source": {"repoURL": URL, "targetRevision": ">=1.0"}},
+            "it follows >=1.0, which is no branch: change it there",
+        ),
+        (
+            {"source": {"repoURL": URL, "targetRevision": "main:refs/heads/other"}},
+            "it follows main:refs/heads/other, which is no branch: change it there",
+        ),
+        ({"source": {"repoURL": URL, "targetRevision": "release/1.0"}}, ""),
         ({"source": {"repoURL": "https://me@git.example/shop.git"}}, ""),
         ({"source": {"repoURL": "git@git.example:team/shop.git"}}, ""),
         ({"source": {"repoURL": "ssh://git@git.example:2222/team/shop.git"}}, ""),
