@@ -306,11 +306,9 @@ _WHY = {
 
 def blame(one: Ailment, new: JSON, old: JSON) -> str | None:
     """Name the cause of an ailment that is not the change from the old template to the new; None if it may be."""
-    if one.container and one.kind in {"Loop", "Unready", "Start"}:
-        if injected(new, one.container):
-            return "Injected"
-        if starts_as_before(new, old, one.container):
-            return "Dependency"
+    others = _of_others(one, new, old)
+    if others is not None:
+        return others
     if one.kind == "Image":
         return _image(one, new, old)
     if one.kind == "Config":
@@ -323,6 +321,15 @@ def blame(one: Ailment, new: JSON, old: JSON) -> str | None:
         # Without a word of the kubelet's only something that the old template does not name can be missing.
         return None if named(new) - named(old) else "NotStarted"
     return "ReadinessGate" if one.kind == "Gate" else None
+
+
+def _of_others(one: Ailment, new: JSON, old: JSON) -> str | None:
+    """Name the cause where it is a container that the change has nothing to do with."""
+    if not one.container or one.kind not in {"Loop", "Unready", "Start"}:
+        return None
+    if injected(new, one.container):
+        return "Injected"
+    return "Dependency" if starts_as_before(new, old, one.container) else None
 
 
 def _image(one: Ailment, new: JSON, old: JSON) -> str | None:
