@@ -13,7 +13,6 @@ from kreflex import (
     BACK_FROM,
     BACK_TO,
     CUT_OFF,
-    SYNC_SUSPENDED,
     Ailment,
     Defer,
     Elsewhere,
@@ -65,6 +64,7 @@ from kreflex import (
     judge,
     last_healthy,
     manager_of,
+    noted_by,
     only_configured,
     release_of,
     same_but_notes,
@@ -271,7 +271,7 @@ async def well(trouble: Trouble) -> ForgetSuspension | Remember | Refuse | Skip:
         source = source_of(manager) if manager is not None else await helm_of(trouble)
     told = to_remember(release, trouble.rules.healthy_for, trouble.world.now(), source)
     state = "is complete" if release.complete else "is on its way"
-    if told is None and release.complete and SYNC_SUSPENDED in release.workload.annotations:
+    if told is None and release.complete and noted_by(release.workload.annotations, trouble.world.function):
         return still_suspended(release, manager)
     return told or Skip(f"{release.current} {state}, and nothing of it fails")
 

@@ -26,6 +26,7 @@ from kreflex.nodes import MARK, Node, owner_of
 from kreflex.providers import AskProvider
 from kreflex.records import Taken
 from kreflex.releases import Releases
+from kreflex.remedies import noted_by
 from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
 from kreflex.revisions import Release, Revision, Untold, release_of, to_remember
 from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted, progress_of
@@ -153,6 +154,7 @@ __all__ = [
     "marked",
     "may_try",
     "network_pods",
+    "noted_by",
     "only_configured",
     "owner_of",
     "parse_duration",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kreflex.actions import Action
+from kreflex.remedies import Remedy
 from kreflex.revisions import Release
 from kreflex.views import JSON, Ref, Workload
 
@@ -70,3 +71,8 @@ class ReleaseStep(ReleaseAction):
     """One of several; it says nothing about whether the release is well again."""
 
     step: ClassVar[bool] = True
+
+
+def remedy_of(release: Release, episode: str = "", course: str = "") -> Remedy:
+    """Give what the steps of a release's remediation have in common that write other objects."""
+    return Remedy(release.workload, release.labels, release.current.hash, episode, course)

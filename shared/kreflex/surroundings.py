@@ -15,12 +15,12 @@ from kreflex import progress
 from kreflex.ailments import Limits
 from kreflex.causes import Around, neighbours
 from kreflex.cluster import Reader
-from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.histories import History, histories
 from kreflex.kinds import RELEASED, TOLD
 from kreflex.policy import GROUP
 from kreflex.records import API, TARGET, read_record
 from kreflex.releases import Releases
+from kreflex.remedies import noted_by
 from kreflex.revisions import Release, Revision, unremembered
 from kreflex.views import JSON, Pod, Ref, time_of
 from kreflex.world import World
@@ -87,7 +87,7 @@ async def _why(ref: Ref, body: JSON, history: History | None, world: World) -> s
         return ""
     if not progress.complete(body):
         return "its release is not complete"
-    if SYNC_SUSPENDED in (body["metadata"].get("annotations") or {}):
+    if noted_by(body["metadata"].get("annotations") or {}, world.function):
         return "its sync is suspended"
     rules = await world.releases(ref, body["metadata"].get("labels") or {})
     least = rules.healthy_for if isinstance(rules, Releases) else Releases().healthy_for

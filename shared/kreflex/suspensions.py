@@ -6,6 +6,7 @@ Nothing here resumes a sync: Git still has the bad release, which would be back 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
@@ -17,12 +18,13 @@ from kreflex.errors import ConflictError
 from kreflex.gitactions import WayInGit
 from kreflex.gitops import ARGO, KUSTOMIZE, RBAC, SUSPENDED_BY, SYNC_SUSPENDED, Manager, path_of
 from kreflex.kinds import RELEASED
-from kreflex.kinds import path_of as path_of_workload
-from kreflex.releaseactions import ReleaseStep
+from kreflex.kinds import path_of as path_of_object
+from kreflex.releaseactions import remedy_of
+from kreflex.remedies import Live, Remedy, RemedyStep
 from kreflex.revisions import Release
 from kreflex.rule import Check, Rule
 from kreflex.signals import Course
-from kreflex.views import JSON
+from kreflex.views import JSON, Ref
 
 # What an Application's automation was, where its CRD is too old to switch it off and keep that.
 AUTOMATED = "kreflex.dev/suspended-automated"
@@ -30,6 +32,8 @@ SUSPENDED = "SyncSuspended"
 # A controller that has read its object before it was suspended writes once more. Argo CD heals after five seconds.
 # https://argo-cd.readthedocs.io/en/stable/user-guide/auto_sync/#automated-sync-semantics
 _UNDER_WAY = timedelta(seconds=10)
+# So often each is suspended; then somebody works against it.
+_MOST = 3
 _ONLY_OFF = Check(
     "object.spec.?syncPolicy.?automated == oldObject.spec.?syncPolicy.?automated"
     " || !object.spec.?syncPolicy.?automated.hasValue()"
@@ -57,7 +61,7 @@ _NOTES = tuple(Rule(group, plural, "patch") for (group, _), plural in RELEASED.i
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuspendSync(ReleaseStep):
+class SuspendSync(RemedyStep):
     """Switch off the automation of an Application, or suspend a Kustomization, with a note of which record did it."""
 
     by: Manager
@@ -97,22 +101,30 @@ class SuspendSync(ReleaseStep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoteSuspension(ReleaseStep):
-    """Note on the workload that its sync is suspended: admission lets its template be written only then."""
+class NoteSuspension(RemedyStep):
+    """Note on an object that its sync is suspended: admission lets what Git owns be written only then."""
+
+    noted: Ref
 
     rbac: ClassVar[tuple[Rule, ...]] = _NOTES
     verb: ClassVar[str] = "note the suspended sync of"
     past: ClassVar[str] = "NotedSuspension"
 
-    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - as it was read
+    @property
+    def step_name(self) -> str:
+        """Each object that is noted is a step of its own."""
+        name = type(self).__name__
+        return name if self.noted == self.target else f"{name} {self.noted.kind}/{self.noted.name}"
+
+    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing depends on it
         """Leave the note."""
-        await writer.merge(_path(self.release), _noted(self.release, mark))
+        await _note(self.noted, mark, writer)
         return ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForgetSuspension(ReleaseStep):
-    """Take the note away: somebody has resumed the sync."""
+class ForgetSuspension(RemedyStep):
+    """Take the notes away, the workload's last, by which the others are found: somebody has resumed the sync."""
 
     step: ClassVar[bool] = False
     undo: ClassVar[bool] = True
@@ -120,56 +132,94 @@ class ForgetSuspension(ReleaseStep):
     verb: ClassVar[str] = "forget the suspended sync of"
     past: ClassVar[str] = "ForgotSuspension"
 
-    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - as it was read
-        """Remove the note."""
-        await writer.merge(_path(self.release), _noted(self.release, None))
+    async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:  # noqa: ARG002 - nothing depends on it
+        """Remove the notes."""
+        others = [one.ref for one in self.lives if one.ref != self.target]
+        for ref in (*others, self.target):
+            await _note(ref, None, writer)
         return ""
 
 
-def _path(release: Release) -> str:
-    path = path_of_workload(release.workload.ref)
-    assert path is not None
-    return path
+async def _note(ref: Ref, mark: str | None, writer: Writer) -> None:
+    path = path_of_object(ref)
+    assert path is not None, f"{ref} is of no kind that is known"
+    await writer.merge(path, {"metadata": {"uid": ref.uid, "annotations": {SYNC_SUSPENDED: mark}}})
 
 
-def _noted(release: Release, mark: str | None) -> JSON:
-    meta = {"uid": release.workload.ref.uid, "resourceVersion": release.resource_version}
-    return {"metadata": {**meta, "annotations": {SYNC_SUSPENDED: mark}}}
+@dataclass(frozen=True)
+class Suspension:
+    """What is to be written live, for which remediation, and who would put it back; `note` is how that is noted."""
+
+    remedy: Remedy
+    because: str
+    lives: tuple[Live, ...]
+    managers: tuple[Manager, ...]
+    note: type[NoteSuspension] = NoteSuspension
+
+    def refused(self, because: str, cause: str) -> Refuse:
+        """Leave it to people."""
+        return Refuse(because, cause, episode=self.remedy.episode, about=self.remedy.workload)
+
+
+def suspend(
+    wanted: Suspension, course: Course | None, now: datetime
+) -> SuspendSync | NoteSuspension | Defer | Refuse | None:
+    """Choose the next step until what Git owns may be written live; None when it may."""
+    held = next((because for one in wanted.managers if (because := _no_suspension(one))), "")
+    if held:
+        return wanted.refused(held, "Git")
+    names = ", ".join(str(one) for one in wanted.managers)
+    because = f"{wanted.because}; {names} would put it back, so that its sync is suspended"
+    unnoted = next((one for one in wanted.lives if SYNC_SUSPENDED not in one.annotations), None)
+    if unnoted is not None:
+        # First: whoever comes after a kill finds by it that somebody has to be told.
+        return wanted.note(because, remedy=wanted.remedy, lives=wanted.lives, noted=unnoted.ref)
+    taken = course.took(SuspendSync.__name__) if course is not None else None
+    running = next((one for one in wanted.managers if not one.suspended), None)
+    if running is not None and taken is not None and taken.count >= _MOST * len(wanted.managers):
+        return wanted.refused(f"somebody resumes {running} again and again", "Rewritten")
+    if running is not None:
+        return SuspendSync(because, remedy=wanted.remedy, lives=wanted.lives, by=running)
+    if taken is not None and now < taken.last + _UNDER_WAY:
+        until = taken.last + _UNDER_WAY
+        return Defer(
+            f"what {names} has begun may still be written", until, wanted.remedy.episode, wanted.remedy.workload
+        )
+    return None
+
+
+def _no_suspension(by: Manager) -> str:
+    if not by.resource_version:
+        return f"{by} owns it in Git and can't be suspended: {by.held}"
+    if by.restored and not by.suspended:
+        return f"{by} can't be suspended, for it would be resumed by {by.restored}"
+    return ""
 
 
 def step_to_suspend(
     way: WayInGit, course: Course | None, now: datetime
 ) -> SuspendSync | NoteSuspension | Defer | Refuse | None:
-    """Choose the next step until what Git owns may be written live; None when it may."""
-    by, release = way.by, way.release
-    if not by.resource_version:
-        return way.refused(f"{by} owns it in Git and can't be suspended: {by.held}", "Git")
-    if by.restored and not by.suspended:
-        return way.refused(f"{by} can't be suspended, for it would be resumed by {by.restored}", "Git")
-    because = f"{way.because}; {by} would put it back, so that its sync is suspended"
-    if SYNC_SUSPENDED not in release.workload.annotations:
-        # First: whoever comes after a kill finds by it that somebody has to be told.
-        return NoteSuspension(because, release=release, episode=way.episode, course=way.course)
-    if not by.suspended:
-        return SuspendSync(because, release=release, episode=way.episode, course=way.course, by=by)
-    taken = course.took(SuspendSync.__name__) if course is not None else None
-    if taken is not None and now < taken.last + _UNDER_WAY:
-        return way.deferred(f"what {by} has begun may still be written", taken.last + _UNDER_WAY)
-    return None
+    """Choose the next step until the template of a release that Git owns may be written live; None when it may."""
+    remedy = remedy_of(way.release, way.episode, way.course)
+    itself = Live(remedy.workload.ref, remedy.workload.annotations)
+    return suspend(Suspension(remedy, way.because, (itself,), (way.by,)), course, now)
 
 
 def still_suspended(release: Release, by: Manager | None) -> ForgetSuspension | Refuse:
     """Say of a workload with our note how its sync is resumed; take the note away when that was done."""
     episode = f"suspended/{release.workload.annotations.get(SYNC_SUSPENDED, '')}"
     if by is None or not by.suspended:
-        return ForgetSuspension(f"{by or 'its controller'} is at work again", release=release, episode=episode)
-    because = f"{by} is suspended since Kreflex has rolled {release.workload.ref} back live"
-    how = f"mend Git, where the bad release still is, and then: {_resuming(by)}"
-    return Refuse(
-        f"{because}: nothing that is in Git comes into the cluster. {how}",
-        SUSPENDED,
-        episode=episode,
-        about=release.workload,
+        return ForgetSuspension(f"{by or 'its controller'} is at work again", remedy=remedy_of(release, episode))
+    done = f"Kreflex has rolled {release.workload.ref} back live"
+    return Refuse(loudly((by,), done, "the bad release"), SUSPENDED, episode=episode, about=release.workload)
+
+
+def loudly(managers: Sequence[Manager], done: str, bad: str) -> str:
+    """Say what is suspended since when, what that means, and how to go on."""
+    names, how = ", ".join(str(one) for one in managers), "; ".join(_resuming(one) for one in managers)
+    return (
+        f"{names} is suspended since {done}: nothing that is in Git comes into the cluster."
+        f" Mend Git, where {bad} still is, and then: {how}"
     )
 
 

@@ -22,6 +22,7 @@ from kreflex.histories import history_of
 from kreflex.prom import Metrics
 from kreflex.records import Taken
 from kreflex.reflex import Reflex
+from kreflex.releaseactions import ReleaseAction, remedy_of
 from kreflex.releases import Git
 from kreflex.reverts import RevertTemplate
 from kreflex.revisions import Release, release_of
@@ -177,7 +178,7 @@ class Shop:
             release=release,
             to=release.earlier[0],
             by=by,
-            rules=Git(secret="git-mender", **rules),
+            rules=Git(secret="git-mender", repositories=(self.lab.forge.server.url,), **rules),
             because="app crashes",
             episode=f"{release.current.hash}/{release.current.number}",
         )
@@ -193,7 +194,7 @@ class Shop:
                 return note
             except ConflictError:
                 release = await self.told()
-                action = replace(action, release=release)
+                action = replace(action, release=release) if isinstance(action, ReleaseAction) else action
         raise AssertionError("it changes all the time")
 
     def taken(self, action: Any, note: str, way: WayInGit) -> Taken:
@@ -346,13 +347,29 @@ async def test_a_commit_that_would_change_others_too_is_only_proposed(shop: Shop
 async def test_a_secret_that_is_not_there_is_named_and_no_version_is_condemned(shop: Shop) -> None:
     await shop.release(BAD)
     way = await shop.way(mode="Commit")
-    push = await shop.next(replace(way, rules=Git(mode="Commit", secret="other")))
+    push = await shop.next(replace(way, rules=way.rules.model_copy(update={"secret": "other"})))
     with pytest.raises(BlockedError, match="Secret kreflex-system/other is not there"):
         await shop.apply(push)
-    refused = replace(push, rules=Git(mode="Commit"))
+    refused = replace(push, rules=way.rules.model_copy(update={"secret": ""}))
     with pytest.raises(BlockedError, match="does not let us in"):
         await shop.apply(refused)
     assert (await history_of(way.release.workload.ref, shop.lab.reader)).revisions == ()
+
+
+async def test_nothing_is_shown_to_a_repository_that_the_policy_does_not_name(shop: Shop) -> None:
+    await shop.release(BAD)
+    way = await shop.way(mode="Commit")
+    push = await shop.next(way)
+    elsewhere = ("https://git.example/team", f"{shop.repository.url.removesuffix('.git')}-2")
+    way = replace(way, rules=way.rules.model_copy(update={"repositories": elsewhere}))
+    because = f"the policy's releases.git.repositories does not name {shop.repository.url}"
+    refused = await shop.next(way)
+    assert isinstance(refused, Refuse)
+    assert (refused.cause, because in refused.because) == ("GitForeign", True)
+    before = await shop.repository.branches()
+    with pytest.raises(HopelessError, match="does not name"):
+        await shop.apply(replace(push, rules=way.rules))
+    assert await shop.repository.branches() == before
 
 
 async def test_secrets_are_read_at_home_and_nowhere_else(shop: Shop) -> None:
@@ -419,15 +436,15 @@ async def test_an_application_that_another_one_brings_is_not_suspended(shop: Sho
     assert refused.because.endswith("can't be suspended, for it would be resumed by Application root")
     release = await shop.told()
     with pytest.raises(HopelessError, match="would be resumed by Application root"):
-        await shop.apply(SuspendSync("it crashes", release=release, by=way.by))
+        await shop.apply(SuspendSync("it crashes", remedy=remedy_of(release), by=way.by))
     with pytest.raises(DeniedError, match=r"Git owns spec\.syncPolicy\.automated of it"):
-        await shop.apply(SuspendSync("it crashes", release=release, by=replace(way.by, restored="")))
+        await shop.apply(SuspendSync("it crashes", remedy=remedy_of(release), by=replace(way.by, restored="")))
 
 
 async def test_the_mark_of_who_suspended_it_stands_on_the_application(shop: Shop) -> None:
     await shop.release(BAD)
     way = await shop.way(mode="Suspend")
-    await shop.apply(SuspendSync("it crashes", release=way.release, by=way.by))
+    await shop.apply(SuspendSync("it crashes", remedy=remedy_of(way.release), by=way.by))
     body = await shop.lab.plane.api.get(shop.application)
     assert body["metadata"]["annotations"][SUSPENDED_BY] == OURS
     assert body["spec"]["syncPolicy"]["automated"] == {"selfHeal": True, "enabled": False}

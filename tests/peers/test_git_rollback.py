@@ -84,7 +84,8 @@ class Shop:
         return [step["action"] for step in record["status"]["steps"]]
 
     async def policy(self, **rules: str) -> None:
-        releases = {**RELEASES, "git": {"secret": "git-rollback", "within": "60s", **rules}}
+        named = {"secret": "git-rollback", "repositories": [self.forge.server.url]}
+        releases = {**RELEASES, "git": {**named, "within": "60s", **rules}}
         await self.here.policy(releases=releases, proof="1s", proveWithin="60s")
 
 
@@ -186,4 +187,4 @@ async def test_with_its_sync_suspended_it_is_rolled_back_live_and_said_until_som
     await shop.runs("1")
     assert (await shop.repository.log())[0].sha == bad
     told = await shop.record(guard="SyncSuspended")
-    assert "mend Git, where the bad release still is" in told["status"]["reason"]
+    assert "Mend Git, where the bad release still is" in told["status"]["reason"]
