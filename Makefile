@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test tests-of-clusters tests-of-nodes tests-of-the-rest test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
+.PHONY: help setup demo test tests-of-clusters tests-of-nodes tests-of-releases tests-of-the-rest test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,23 +42,24 @@ demo: setup ## Boot a cluster, break a workload, watch it heal; then the refusal
 	@echo 'To look around in such a cluster yourself: make lab, then source .lab/env'
 
 test: setup binaries lint ## Everything that has to pass before a change is merged
-	@$(MAKE) --jobs=3 --keep-going tests-of-clusters tests-of-nodes tests-of-the-rest
+	@$(MAKE) --jobs=4 --keep-going tests-of-clusters tests-of-nodes tests-of-releases tests-of-the-rest
 
-# They wait for clusters most of the time, so they run side by side, on clusters of their own. Of two of them the words
+# They wait for clusters most of the time, so they run side by side, on clusters of their own. Of all but one the words
 # come at the end, not to mix with the others'.
-tests-of-clusters:
-	@$(BIN)/pytest tests/cluster --ignore-glob='tests/cluster/test_[l-np-qs-z]*' --ignore=tests/cluster/test_fleet.py
-
 NODES := tests/cluster/test_fleet.py $(sort $(wildcard tests/cluster/test_lab_nodes.py tests/cluster/test_node_*.py))
+RELEASES := $(sort $(wildcard $(patsubst %,tests/cluster/test_%*.py,canary flagger git helm lab_jobs pipeline rollback)))
+APART := $(NODES:%=--ignore=%) $(RELEASES:%=--ignore=%)
 
-tests-of-nodes:
-	@mkdir -p .pytest_cache; status=0; $(BIN)/pytest $(NODES) >.pytest_cache/nodes.log 2>&1 || status=$$?; \
-	cat .pytest_cache/nodes.log; exit $$status
+tests-of-clusters:
+	@$(BIN)/pytest tests/cluster --ignore-glob='tests/cluster/test_[l-np-qs-z]*' $(APART)
 
-tests-of-the-rest:
-	@mkdir -p .pytest_cache; status=0; \
-	$(BIN)/pytest --ignore-glob='tests/cluster/test_[a-kor]*' $(NODES:%=--ignore=%) >.pytest_cache/rest.log 2>&1 || status=$$?; \
-	cat .pytest_cache/rest.log; exit $$status
+tests-of-nodes: TESTS = $(NODES)
+tests-of-releases: TESTS = $(RELEASES)
+tests-of-the-rest: TESTS = --ignore-glob='tests/cluster/test_[a-kor]*' $(APART)
+
+tests-of-nodes tests-of-releases tests-of-the-rest:
+	@mkdir -p .pytest_cache; status=0; $(BIN)/pytest $(TESTS) >.pytest_cache/$@.log 2>&1 || status=$$?; \
+	cat .pytest_cache/$@.log; exit $$status
 
 test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS, Karpenter and others the first time)
 	@$(BIN)/python -m lab build --peers
