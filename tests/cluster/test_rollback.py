@@ -13,9 +13,10 @@ from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO
 from kreflex.serve import REFLEXES
 from kreflex.signals import Due, PodSignal, WorkloadSignal
 from lab import audit, workloads
-from lab.api import eventually
+from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from tests import kit
+from tests.cluster.reflexes import Ahead
 
 assert rollback.main is not None
 REFLEX = REFLEXES["rollback"]
@@ -138,8 +139,15 @@ def image_of(body: kit.Json) -> str:
     return text
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tag", ["2-crash", "2-unready", "2-pull", "2-config", "2-oom", "2-exit"])
+@pytest.mark.parametrize(
+    ("kind", "tag"),
+    [
+        # The benchmark plays all faults with all kinds.
+        *(("Deployment", tag) for tag in ("2-crash", "2-unready", "2-pull", "2-config", "2-oom", "2-exit")),
+        *(("StatefulSet", tag) for tag in ("2-crash", "2-pull")),
+        *(("DaemonSet", tag) for tag in ("2-unready", "2-config")),
+    ],
+)
 async def test_a_bad_release_is_healthy_again_without_people(shop: Shop, kind: str, tag: str) -> None:
     await shop.open(kind)
     before = await shop.read(kind)
@@ -264,6 +272,56 @@ async def test_an_event_that_shows_nothing_costs_no_call(shop: Shop) -> None:
     assert (await shop.arc.handle(signal)).outcome == "skipped"
     calls = audit.entries(shop.here.plane.audit_log)
     assert len([one for one in calls if one["user"]["username"].endswith(":rollback")]) == before
+
+
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+
+
+async def deny_templates(here: kit.Place) -> None:
+    """Have people forbid all changes of templates, as in a freeze; wait until the API server heeds that."""
+    rule = {"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments"]}
+    same = "object.spec.template == oldObject.spec.template"
+    spec = {
+        "failurePolicy": "Fail",
+        "matchConstraints": {"resourceRules": [rule]},
+        "validations": [{"expression": same, "message": "no releases today"}],
+    }
+    selects = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": here.name}}}
+    bound = {"policyName": here.name, "validationActions": ["Deny"], "matchResources": selects}
+    for plural, what in (("ies", spec), ("ybindings", bound)):
+        body = {"metadata": {"name": here.name}, "spec": what}
+        await here.plane.api.post(f"{ADMISSION}/validatingadmissionpolic{plural}", body)
+
+    async def heeded() -> bool:
+        path = f"/apis/apps/v1/namespaces/{here.name}/deployments/shop?dryRun=All"
+        try:
+            await here.plane.api.patch(path, {"spec": {"template": {"metadata": {"labels": {"probe": "1"}}}}})
+        except Refused as error:
+            return "no releases today" in str(error)
+        return False
+
+    await eventually(heeded, "the freeze", pause=0.2)
+
+
+async def test_what_is_never_let_through_is_told_to_people_in_the_end(shop: Shop) -> None:
+    await shop.open()
+    await shop.release("2-crash")
+    await deny_templates(shop.here)
+    told, minutes, held = await eventually(lambda: begun(shop), "a first attempt", pause=0.2), 0, 0
+    while told.outcome == "deferred" and minutes < 60:
+        minutes, held = minutes + 2, held + 1
+        Ahead.of(shop.arc, minutes=minutes)
+        told = await shop.arc.handle(Due(shop.here.name, (await shop.record())["metadata"]["name"]))
+    assert (told.outcome, held) == ("refused", 9), told
+    assert "no releases today. It was tried 10 times" in told.because
+    status = (await shop.record())["status"]
+    assert (status["phase"], status["guard"]) == ("Open", "Admission")
+    assert image_of(await shop.read("Deployment")).endswith(":2-crash")
+
+
+async def begun(shop: Shop) -> Result | None:
+    result = await shop.told()
+    return result if "no releases today" in result.because else None
 
 
 async def test_a_dry_run_tells_what_it_would_do_and_writes_nothing(shop: Shop) -> None:
