@@ -293,7 +293,7 @@ async def ended(process: processes.Identity) -> bool:
 
 async def test_an_upgrade_of_somebody_else_is_waited_for_and_told_to_people_if_it_never_ends(shop: Shop) -> None:
     await shop.noted("helm/shop/1")
-    await cut_off(shop.release, image="shop:v2-crash")
+    await cut_off(shop, "shop:v2-crash")
 
     record = await shop.until("outcome", "deferred")
     assert "revision 2 of Helm's release" in record["status"]["reason"]
@@ -305,16 +305,17 @@ async def test_an_upgrade_of_somebody_else_is_waited_for_and_told_to_people_if_i
     assert await shop.jobs() == []
 
 
-async def cut_off(release: Release, image: str) -> None:
-    """Kill an upgrade in its midst."""
-    task = asyncio.create_task(release.upgrade("--wait", image=image))
+async def cut_off(shop: Shop, image: str) -> None:
+    """Kill an upgrade in its midst: it has written the Deployment, and waits for its pods."""
+    task = asyncio.create_task(shop.release.upgrade("--wait", image=image, podAnnotations={kit.SPEED: "100"}))
 
-    async def begun() -> bool:
-        return "pending-upgrade" in await release.statuses()
+    async def written() -> bool:
+        return image_of(await shop.deployment()) == image
 
-    await eventually(begun, "an upgrade at work")
+    await eventually(written, "an upgrade at work", pause=0.05)
     task.cancel()
     await asyncio.wait([task])
+    assert await shop.release.statuses() == ["deployed", "pending-upgrade"]
 
 
 async def test_of_two_replicas_one_asks_for_a_job(shop: Shop, running: ControlPlane) -> None:
