@@ -43,6 +43,8 @@ CONFLICT, DENIED, PROTECTED, UNKNOWN, ELSEWHERE = (
     "GitHistory",
     "GitElsewhere",
 )
+# The repository is none of those that the policy names.
+FOREIGN = "GitForeign"
 SAME_AGAIN, OWN_ROLLBACK = "SameVersionAgain", "RollbackOfRollback"
 IN_GIT = frozenset({CONFLICT, PROTECTED, UNKNOWN, ELSEWHERE})
 RBAC = (

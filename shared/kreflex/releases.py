@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from kreflex.addresses import address_of
 from kreflex.durations import Duration, parse_duration
 from kreflex.parts import Part
 
@@ -24,6 +25,13 @@ class Git(Part):
         max_length=253,
         description="A Secret in Kreflex' own namespace: username and password, or identity and known_hosts for SSH.",
     )
+    repositories: tuple[str, ...] = Field(
+        (),
+        max_length=100,
+        description="Which repositories may be written with it, by how their addresses begin, such as"
+        " https://github.com/our-organisation. Without any, nothing is undone in Git. Whoever may follow one of these"
+        " from a namespace of this policy can have its commits taken back: name no more than its own.",
+    )
     forge: Literal["", "GitHub", "GitLab", "Gitea"] = Field("", description="Whose API opens the pull request.")
     api: str = Field("", pattern=r"^(https?://\S+)?$", description="Its address, such as https://api.github.com.")
     author: str = Field("Kreflex <kreflex@invalid>", pattern=r"^[^<>\n]+ <[^<>\s]+>$")
@@ -35,7 +43,18 @@ class Git(Part):
     def _asks_somebody(self) -> Git:
         if bool(self.forge) != bool(self.api):
             raise ValueError("forge and api belong together: name both or none")
+        unread = [one for one in self.repositories if address_of(one) is None]
+        if unread:
+            raise ValueError(f"repositories: {unread[0]} is no address over https, http or ssh without a password")
         return self
+
+    def refuses(self, url: str) -> str:
+        """Tell why a repository must not be shown our credentials; "" if it may."""
+        address = address_of(url)
+        named = [one for text in self.repositories if (one := address_of(text)) is not None]
+        if address is not None and any(address.below(one) for one in named):
+            return ""
+        return f"the policy's releases.git.repositories does not name {url}: name it, or the beginning of its address"
 
 
 class Helm(Part):

@@ -3,6 +3,7 @@
 import pytest
 
 from kreflex.addresses import Address, address_of, shown
+from kreflex.releases import Git
 
 ORG = Address("https", "git.example", ("org",))
 
@@ -77,3 +78,18 @@ def test_who_logs_in_is_not_shown() -> None:
     assert shown("oci://me:secret@registry.example/shop") == "oci://registry.example/shop"
     assert shown("ssh://git@git.example/org/shop") == "ssh://git@git.example/org/shop"
     assert shown("git@git.example:org/shop") == "git@git.example:org/shop"
+
+
+def test_credentials_are_for_the_repositories_that_are_named() -> None:
+    rules = Git(secret="git", repositories=("https://git.example/org", "git@git.example:team/shop"))
+    for url in ("https://git.example/org/shop.git", "git@git.example:team/shop.git"):
+        assert rules.refuses(url) == ""
+    for url in ("https://git.example/organs/shop", "https://evil.example/org/shop", "git@git.example:team/shop2", ""):
+        assert f"does not name {url}" in rules.refuses(url)
+    assert "does not name" in Git(secret="git").refuses("https://git.example/org/shop")
+
+
+@pytest.mark.parametrize("address", ["", "https://me:secret@git.example/org", "https://git.example/org/../x", "*"])
+def test_what_names_no_repositories_is_no_policy(address: str) -> None:
+    with pytest.raises(ValueError, match="is no address over https, http or ssh without a password"):
+        Git(repositories=(address,))
