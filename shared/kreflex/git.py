@@ -183,18 +183,22 @@ class Clone:
         """Run git; raises GitError with its words, UnavailableError when the time is over."""
         # A limit of the shell: git has none for what it fetches.
         command = ("/bin/sh", "-c", f'ulimit -f {_BLOCKS}; exec git "$@"', "git", *arguments)
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=self.folder,
-            env={**self.environment, **(more or {})},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        with tempfile.TemporaryFile() as given:
+            # Not through a pipe: git may end before it has read all, and then uvloop fails, and not the command.
+            given.write(stdin)
+            given.seek(0)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=self.folder,
+                env={**self.environment, **(more or {})},
+                stdin=given,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
         try:
             async with asyncio.timeout_at(self.end):
-                output, errors = await process.communicate(stdin)
+                output, errors = await process.communicate()
         except TimeoutError as error:
             raise UnavailableError(f"git {arguments[0]} with {self.url} took too long") from error
         finally:
@@ -280,6 +284,15 @@ class Clone:
             return b""
         read = await self.git("cat-file", "blob", f"{tree}:{file}")
         return read if len(read) <= 1024 * 1024 else b""
+
+    async def with_file(self, tree: str, file: str, content: bytes) -> str:
+        """Give a tree in which a file that is there has another content."""
+        mode = (await self.text("ls-tree", tree, "--", *_literal([file]))).partition(" ")[0]
+        blob = await self.text("hash-object", "-w", "--stdin", stdin=content)
+        index = {"GIT_INDEX_FILE": str(self.folder / "edited.index")}
+        await self.git("read-tree", tree, more=index)
+        await self.git("update-index", "-z", "--index-info", stdin=f"{mode} {blob}\t{file}\0".encode(), more=index)
+        return await self.text("write-tree", "--missing-ok", more=index)
 
     async def without(self, commit: Commit, tree: str, paths: Sequence[str]) -> str:
         """Give a tree in which what a commit did below paths is taken back; raises a Conflict that names the files."""

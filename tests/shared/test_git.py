@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from kreflex.actions import BlockedError, HopelessError
 from kreflex.errors import ConflictError, UnavailableError
@@ -483,3 +484,13 @@ def test_only_objects_are_read_from_a_file() -> None:
     assert [body["metadata"]["name"] for body in documents(text.encode())] == ["one"]
     assert list(documents(b"{{ template }}: [")) == []
     assert images_in({"spec": {"template": {"spec": "?"}}}) == ()
+
+
+def test_git_that_ends_before_it_has_read_anything_is_no_failure_in_the_loop_of_a_server(tmp_path: Path) -> None:
+    async def asked() -> set[bytes]:
+        clone = Clone("https://git.example", tmp_path, {}, asyncio.get_running_loop().time() + 20)
+        return {await clone.git("version", stdin=b"x" * 100_000) for _ in range(20)}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        (told,) = runner.run(asked())
+    assert told.startswith(b"git version ")
