@@ -16,11 +16,13 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release")
+NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops")
+_TAGS = "takes the lab's images, whose tags say what is wrong with them"
 # What a cluster of yours is not made for.
 _LAB_ONLY = {
     "node-down": "breaks machines",
-    "bad-release": "takes the lab's images, whose tags say what is wrong with them",
+    "bad-release": _TAGS,
+    "bad-release-gitops": _TAGS,
 }
 KINDS = ("deployment", "statefulset", "daemonset", "rollout")
 

@@ -49,10 +49,11 @@ class Shop:
 
     async def make(self, tag: str = "v1") -> None:
         """Make the workload, and wait until all of it is well."""
-        await self.place.writer.create(self._collection, self._body(tag))
+        await self.place.writer.create(self._collection, self.manifest(tag))
         await self.place.until(lambda: self.runs(tag), f"{self.name} at {tag} that is well", PATIENCE)
 
-    def _body(self, tag: str) -> Json:
+    def manifest(self, tag: str) -> Json:
+        """The workload at a version."""
         spec, notes = workloads.release(tag, self._pod()), workloads.fault(speed=SPEED)
         if self.kind == "StatefulSet":
             body = workloads.stateful_set(self.name, self.replicas, spec)
@@ -70,8 +71,12 @@ class Shop:
 
     async def release(self, tag: str) -> None:
         """Give the workload another image."""
-        containers = [{"name": self.name, "image": f"lab.local/{self.name}:{tag}"}]
         self.place.timeline.add("fault" if "-" in tag else "release", f"{self.kind} {self.name} is released as {tag}")
+        await self.set_image(tag)
+
+    async def set_image(self, tag: str) -> None:
+        """Write another image into the template."""
+        containers = [{"name": self.name, "image": f"lab.local/{self.name}:{tag}"}]
         await self.place.writer.merge(self.path, {"spec": {"template": {"spec": {"containers": containers}}}})
 
     async def image(self) -> str:
