@@ -84,6 +84,8 @@ SECOND = timedelta(seconds=1)
 # What an event of a pod shows. That something takes too long, no event tells.
 AT_ONCE = {"Config", "Image", "Loop", "Start"}
 GLANCE, RECHECK = timedelta(seconds=2), timedelta(minutes=1)
+# How long a controller may need to see a change; it takes seconds.
+BLIND = timedelta(minutes=10)
 # How many times the policy's patience a StatefulSet has to get its pods back, one by one, before the verdict is asked.
 RETURN = 10
 
@@ -211,11 +213,14 @@ async def workload_of(signal: PodSignal | WorkloadSignal, world: World) -> Ref |
     return top.ref if top is not None and is_released(top.ref) else None
 
 
-def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) -> Defer | Skip:
+def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) -> Defer | Refuse | Skip:
     """Wait for a controller that has not seen the last change; what can't be told otherwise is nobody's fault."""
-    begun = isinstance(signal, WorkloadSignal) and signal.course is not None
+    begun, now = isinstance(signal, WorkloadSignal) and signal.course is not None, world.now()
+    if begun and release.passing and release.since is not None and now - release.since >= BLIND:
+        because = f"{release.because}, for {show_duration(now - release.since)}: does it run?"
+        return Refuse(because, "NotSeen")
     if release.passing and (signal.recorded or begun):
-        return Defer(release.because, until=world.now() + GLANCE)
+        return Defer(release.because, until=now + GLANCE)
     return Skip(release.because)
 
 
@@ -301,10 +306,11 @@ def hands_off(trouble: Trouble) -> Refuse | Skip | None:
 
 def blamed_before(trouble: Trouble) -> str:
     """Name the record that rolled back from this version, also where only a note in its template is another now."""
-    current = trouble.release.current
+    current, ref = trouble.release.current, trouble.workload.ref
+    # Marked by this very fault before it could write: of that nobody has to be protected.
+    own = {"", trouble.record, trouble.world.record_of(ref, trouble.episode)}
     same = (one for one in trouble.release.earlier if one.bad and same_but_notes(one.template, current.template))
-    found = (one.bad for one in (current, *same) if one.bad not in {"", trouble.record})
-    return next(found, "")
+    return next((one.bad for one in (current, *same) if one.bad not in own), "")
 
 
 def by_others(trouble: Trouble) -> Refuse | None:
@@ -494,7 +500,10 @@ async def recovered(
     bad = treatment.episode.partition("/")[0]
     if release.current.hash == bad:
         return Ineffective(f"{release.current}, which is bad, is there again")
-    if release.workload.annotations.get(BACK_TO, "").rpartition("/")[2] not in {"", release.current.hash}:
+    notes = release.workload.annotations
+    # The notes of an earlier rollback say nothing of one that Git has made.
+    back_from, back_to = (notes.get(name, "").rpartition("/")[2] for name in (BACK_FROM, BACK_TO))
+    if back_from == bad and back_to != release.current.hash:
         return Unknown(f"{release.current} has been released meanwhile")
     rules = await world.releases(treatment.target, release.labels)
     if isinstance(rules, str):

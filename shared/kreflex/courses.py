@@ -43,6 +43,8 @@ _RESERVE = 2.0
 # A wait that is not worth another wake.
 _SOON = timedelta(seconds=5)
 _STUMBLES = 5
+# Then people have to look; waits that double come to an hour or so.
+_MOST_ATTEMPTS = 10
 _BLOCKED_FIRST, _BLOCKED_MOST = timedelta(seconds=30), timedelta(minutes=10)
 # Renewed in each call, so longer than the longest wait and the waker's round; not for long in the way of others if we
 # die before it is given back.
@@ -151,15 +153,25 @@ class Courses(Generic[S]):
         except HopelessError as hopeless:
             return await self._give_up(record, Refuse(str(hopeless), hopeless.cause))
         except BlockedError as blocked:
-            return await self._leave(record, patience(record), blocked.cause, str(blocked))
+            return await self._hindered(record, case, patience(record), blocked.cause, str(blocked))
         except DeniedError as denied:
-            return await self._leave(record, _RECHECK, "Admission", str(denied))
+            return await self._hindered(record, case, _RECHECK, "Admission", str(denied))
         except ApiError as error:
             if isinstance(error, UnavailableError):
                 # Whether it was done is not known: whoever comes next finds the intent.
                 raise
-            return await self._leave(record, patience(record), "Failed", str(error))
+            return await self._hindered(record, case, patience(record), "Failed", str(error))
         return await self._taken(record, action, note)
+
+    async def _hindered(self, record: Record, case: Case, wait: timedelta, cause: str, because: str) -> Result:
+        """Try a step again later, but not for ever: what has begun keeps its slot, and people think that it goes on.
+
+        A node has rules of its own for what takes too long, and what was done to it has to be taken back.
+        """
+        attempts = record.status.attempt or 0
+        if attempts < _MOST_ATTEMPTS or case.action.undo or record.spec.target.kind == "Node":
+            return await self._leave(record, wait, cause, because)
+        return await self._give_up(record, Refuse(f"{because}. It was tried {attempts} times", cause))
 
     async def _taken(self, record: Record, action: Action, note: str) -> Record | Result:
         taken = noted(record, action.step_name, self._arc.world.now(), note)

@@ -98,10 +98,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Untold:
-    """A workload whose release can't be told; `because` says why, and `passing` whether that is soon over."""
+    """A workload whose release can't be told; `because` says why, and `passing` whether that is soon over.
+
+    `since` is when the workload was last written, but for its status: that its controller has to see.
+    """
 
     because: str
     passing: bool = False
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ async def release_of(ref: Ref, reader: Reader) -> Release | Untold | None:
     current = templates.current(body, {one.revision.hash: one.body for one in made})
     found = next((one for one in made if one.revision.hash == current), None)
     if found is None:
-        return Untold(f"{workload.ref}: no revision with its present template was found", passing=True)
+        return Untold(f"{workload.ref}: no revision with its present template was found", True, _written(body))
     return _release(body, found, made, pods, history)
 
 
@@ -147,8 +151,14 @@ def _strange(body: JSON) -> Untold | None:
     if "deletionTimestamp" in body["metadata"]:
         return Untold(f"{who} is being deleted")
     if not progress.seen(body):
-        return Untold(f"the controller of {who} has not seen its last change yet", passing=True)
+        return Untold(f"the controller of {who} has not seen its last change yet", True, _written(body))
     return None
+
+
+def _written(body: JSON) -> datetime | None:
+    fields = body["metadata"].get("managedFields") or ()
+    times = [moment(one.get("time")) for one in fields if one.get("subresource") != "status"]
+    return max((time for time in times if time is not None), default=None)
 
 
 def selector_of(body: JSON) -> str:

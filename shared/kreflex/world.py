@@ -10,7 +10,7 @@ from kreflex.cluster import Reader
 from kreflex.nodes import Node
 from kreflex.policy import load_policies
 from kreflex.prom import Metrics
-from kreflex.records import Answer, Owner, Taken
+from kreflex.records import Answer, Owner, Taken, fault_key, record_name
 from kreflex.releases import Releases
 from kreflex.upkeep import Upkeep
 from kreflex.views import Ref
@@ -34,6 +34,10 @@ class World:
         """Tell what the policies say of a release; in words, if they contradict each other or can't be read."""
         effective = (await load_policies(self.cluster)).for_object(self.function, workload.namespace, labels)
         return effective.broken or effective.releases
+
+    def record_of(self, target: Ref, episode: str) -> str:
+        """Tell what the record of a fault is called, whether it is there or not."""
+        return record_name(self.function, target.name, fault_key(self.function, target.uid, episode))
 
     def now(self) -> datetime:
         """Tell the API server's time."""

@@ -292,15 +292,20 @@ async def deny_templates(here: kit.Place) -> None:
         body = {"metadata": {"name": here.name}, "spec": what}
         await here.plane.api.post(f"{ADMISSION}/validatingadmissionpolic{plural}", body)
 
-    async def heeded() -> bool:
-        path = f"/apis/apps/v1/namespaces/{here.name}/deployments/shop?dryRun=All"
-        try:
-            await here.plane.api.patch(path, {"spec": {"template": {"metadata": {"labels": {"probe": "1"}}}}})
-        except Refused as error:
-            return "no releases today" in str(error)
-        return False
+    await eventually(lambda: frozen(here), "the freeze", pause=0.2)
 
-    await eventually(heeded, "the freeze", pause=0.2)
+
+async def frozen(here: kit.Place) -> bool:
+    path = f"/apis/apps/v1/namespaces/{here.name}/deployments/shop?dryRun=All"
+    try:
+        await here.plane.api.patch(path, {"spec": {"template": {"metadata": {"labels": {"probe": "1"}}}}})
+    except Refused as error:
+        return "no releases today" in str(error)
+    return False
+
+
+async def thawed(here: kit.Place) -> bool:
+    return not await frozen(here)
 
 
 async def test_what_is_never_let_through_is_told_to_people_in_the_end(shop: Shop) -> None:
@@ -317,6 +322,15 @@ async def test_what_is_never_let_through_is_told_to_people_in_the_end(shop: Shop
     status = (await shop.record())["status"]
     assert (status["phase"], status["guard"]) == ("Open", "Admission")
     assert image_of(await shop.read("Deployment")).endswith(":2-crash")
+    await shop.here.plane.api.delete(f"{ADMISSION}/validatingadmissionpolicybindings/{shop.here.name}")
+    await eventually(lambda: thawed(shop.here), "the end of the freeze", pause=0.2)
+    Ahead.of(shop.arc, minutes=minutes + 61)
+    await eventually(lambda: rolled_back(shop), "what was refused for an hour rolled back", pause=0.5)
+
+
+async def rolled_back(shop: Shop) -> bool:
+    await shop.told()
+    return image_of(await shop.read("Deployment")).endswith(":1")
 
 
 async def begun(shop: Shop) -> Result | None:

@@ -203,6 +203,13 @@ async def test_a_version_that_was_rolled_back_from_before_is_for_people() -> Non
     assert bare(await decision(BAD, OLD, history)) == refused(because, "SameVersionAgain")
 
 
+async def test_a_version_that_its_own_record_has_marked_without_a_rollback_is_not_there_again() -> None:
+    """The mark is written first, and the template may have been refused after it."""
+    mine = an_api().world().record_of(SHOP, "h2/2")
+    history = a_history(h2={"hash": "h2", "number": 2, "bad": mine})
+    assert isinstance(await decision(BAD, OLD, history), RevertTemplate)
+
+
 async def test_what_was_gone_back_to_is_not_rolled_back() -> None:
     notes = {BACK_BY: RECORD, BACK_FROM: "1/h1", BACK_TO: "1/h2"}
     because = f"revision 2 (shop:2) is what {RECORD} has gone back to, and it fails, too: people decide"
@@ -488,6 +495,17 @@ async def test_a_template_that_is_back_is_the_end_of_the_course() -> None:
     assert answer == Skip("its template is that of revision 3 (shop:1) again")
 
 
+@pytest.mark.parametrize(("ago", "given_up"), [(9, False), (10, True)])
+async def test_a_rollback_that_its_controller_never_sees_is_for_people(ago: int, given_up: bool) -> None:
+    late = a_deployment(1, BACK)
+    fields = [{"time": stamp(NOW - ago * MINUTE)}, {"subresource": "status", "time": stamp(NOW)}]
+    late["metadata"] |= {"generation": 6, "managedFields": fields}
+    because = "the controller of Deployment shop/shop has not seen its last change yet"
+    answer = await decision(BAD, OLD, deployment=late, signal=a_course(taken("RevertTemplate")))
+    expected = Refuse(f"{because}, for 10m: does it run?", "NotSeen") if given_up else Defer(because, NOW + 2 * SECOND)
+    assert answer == expected
+
+
 async def test_an_attempt_that_was_cut_off_before_its_write_is_made_again() -> None:
     """The version is known as bad by then, by this very record."""
     history = a_history(h2={"hash": "h2", "number": 2, "bad": RECORD})
@@ -557,6 +575,12 @@ async def test_did_not_help_if_the_old_version_fails_as_well() -> None:
 async def test_did_not_help_if_the_bad_version_is_there_again() -> None:
     answer = await verdict(BAD, deployment=a_deployment(2, BACK), sets=(a_set(2), a_set(1)))
     assert answer == Ineffective("revision 2 (shop:2), which is bad, is there again")
+
+
+async def test_notes_of_an_earlier_rollback_say_nothing_of_one_that_git_has_made() -> None:
+    earlier = {BACK_BY: "rollback-shop-4567", BACK_FROM: "0/h0", BACK_TO: "0/h7"}
+    answer = await verdict(OLD, deployment=a_deployment(1, earlier, complete=True))
+    assert answer == Recovered("revision 3 (shop:1) has been complete, and its pods Ready, for 5m")
 
 
 async def test_nobody_can_tell_once_another_version_is_released_or_the_workload_is_gone() -> None:
