@@ -11,8 +11,10 @@ import base64
 import os
 import re
 import shlex
+import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,7 +31,9 @@ UNREACHABLE = "GitUnreachable"
 DEPTH = 500
 # No file that git writes may be larger, in blocks of 512 bytes; a pack without contents is far below that.
 _BLOCKS = 256 * 1024 * 2
-_MOST_OUTPUT = 32 * 1024 * 1024
+_MOST_OUTPUT, _MOST_FILE = 32 * 1024 * 1024, 1024 * 1024
+# A folder of somebody who was killed has a key in it. Nobody works as long as this.
+_PREFIX, _LEFT_BEHIND = "kreflex-git-", 600.0
 _BRANCH = "refs/remotes/origin/head"
 # What git, curl, ssh and the forges say to those whom they don't let in.
 _NOT_LET_IN = re.compile(
@@ -98,6 +102,8 @@ def environment(access: Access, folder: Path) -> dict[str, str]:
         "core.fsmonitor": "false",
         "advice.pushUpdateRejected": "false",
         "gc.auto": "0",
+        # What is larger is never held in memory, and never merged.
+        "core.bigFileThreshold": "8m",
         "maintenance.auto": "false",
         "fetch.recurseSubmodules": "false",
         # Renames are found by looking into files, which would all have to be fetched.
@@ -136,7 +142,8 @@ def _ssh(access: Access, folder: Path) -> str:
         "IdentitiesOnly": "yes",
         "IdentityAgent": "none",
     }
-    identity = ["-i", _kept(folder / "identity", access.identity)] if access.identity else []
+    # Without one ssh would try those of the account that we run under.
+    identity = ["-i", _kept(folder / "identity", access.identity) if access.identity else os.devnull]
     words = ["ssh", "-F", os.devnull, *identity, *(word for one in options.items() for word in ("-o", "=".join(one)))]
     return shlex.join(words)
 
@@ -159,7 +166,7 @@ class Commit:
     reverts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.sha[:12]} {self.subject} ({self.author})"
+        return f"{self.sha[:12]} {self.subject[:100]} ({self.author[:50]})"
 
 
 RECORD_TRAILER, REVERTS_TRAILER = "Kreflex-Record", "Kreflex-Reverts"
@@ -181,6 +188,8 @@ class Clone:
 
     async def git(self, *arguments: str, stdin: bytes = b"", more: Mapping[str, str] | None = None) -> bytes:
         """Run git; raises GitError with its words, UnavailableError when the time is over."""
+        if any("\0" in one for one in arguments):
+            raise GitError(f"git {arguments[0]} can't be asked about a name with a zero in it", 0)
         # A limit of the shell: git has none for what it fetches.
         command = ("/bin/sh", "-c", f'ulimit -f {_BLOCKS}; exec git "$@"', "git", *arguments)
         with tempfile.TemporaryFile() as given:
@@ -198,7 +207,7 @@ class Clone:
             )
         try:
             async with asyncio.timeout_at(self.end):
-                output, errors = await process.communicate()
+                output, errors = await _heard(process)
         except TimeoutError as error:
             raise UnavailableError(f"git {arguments[0]} with {self.url} took too long") from error
         finally:
@@ -207,10 +216,10 @@ class Clone:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-        if process.returncode != 0:
-            raise GitError(_words(errors, output), process.returncode or 0)
         if len(output) > _MOST_OUTPUT:
             raise GitError(f"git {arguments[0]} has more to say than anybody reads", 0)
+        if process.returncode != 0:
+            raise GitError(_words(errors, output), process.returncode or 0)
         return output
 
     async def text(self, *arguments: str, stdin: bytes = b"", more: Mapping[str, str] | None = None) -> str:
@@ -280,10 +289,25 @@ class Clone:
 
     async def content(self, tree: str, file: str) -> bytes:
         """Read a file; b"" if it is not there, or if it is larger than any manifest."""
-        if not await self.tree_of(tree, file):
-            return b""
-        read = await self.git("cat-file", "blob", f"{tree}:{file}")
-        return read if len(read) <= 1024 * 1024 else b""
+        blob = await self.tree_of(tree, file)
+        # Asked first: a few kilobytes of a repository may unpack to as many gigabytes.
+        told = (await self.text("cat-file", "--batch-check", stdin=f"{blob}\n".encode())).split() if blob else []
+        small = told[1:2] == ["blob"] and int(told[2]) <= _MOST_FILE
+        return await self.git("cat-file", "blob", blob) if small else b""
+
+    async def fetch_contents(self, tree: str, files: Sequence[str]) -> None:
+        """Fetch what many files contain in one go, as git does for a checkout; they are read one by one later."""
+        told = (await self.git("ls-tree", "-r", "-z", tree)).decode(errors="surrogateescape").split("\0")
+        # Of each file `mode type id`, then its name.
+        named = {line.partition("\t")[2]: line.split()[2] for line in told if line}
+        blobs = [named[file] for file in files if file in named]
+        wanted = "".join(f"{blob}\n" for blob in blobs).encode()
+        # https://github.com/git/git/blob/v2.39.0/promisor-remote.c, fetch_objects
+        await self.git(
+            *("-c", "fetch.negotiationAlgorithm=noop", "fetch", "origin", "--quiet", "--no-tags"),
+            *("--no-write-fetch-head", "--recurse-submodules=no", "--filter=blob:none", "--stdin"),
+            stdin=wanted,
+        )
 
     async def with_file(self, tree: str, file: str, content: bytes) -> str:
         """Give a tree in which a file that is there has another content."""
@@ -378,6 +402,28 @@ def _literal(paths: Sequence[str]) -> list[str]:
     return [] if "" in paths else [f":(top,literal){path}" for path in paths]
 
 
+async def _heard(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """Hear what git says until it ends, or until it is more than anybody reads: it is ended by us then."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.create_task(_read(process.stderr, _MOST_OUTPUT))
+    try:
+        output = await _read(process.stdout, _MOST_OUTPUT)
+        if len(output) <= _MOST_OUTPUT:
+            await process.wait()
+            return output, await errors
+        return output, b""
+    finally:
+        errors.cancel()
+
+
+async def _read(stream: asyncio.StreamReader, most: int) -> bytes:
+    read = bytearray()
+    while len(read) <= most and (chunk := await stream.read(64 * 1024)):
+        read += chunk
+    return bytes(read)
+
+
 def _words(*outputs: bytes) -> str:
     """Give git's words; what it says of a conflict has zeros, which are kept."""
     return "\n".join(text for one in outputs if (text := one[:2000].decode(errors="replace").strip()))
@@ -386,9 +432,22 @@ def _words(*outputs: bytes) -> str:
 @asynccontextmanager
 async def cloned(url: str, branch: str, access: Access, end: float) -> AsyncIterator[Clone]:
     """Fetch a branch of a repository into a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kreflex-git-") as name:
+    _sweep(Path(tempfile.gettempdir()), time.time() - _LEFT_BEHIND)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name)
         (repository := folder / "repository").mkdir()
         clone = Clone(url, repository, environment(access, folder), end)
         await clone.fetch(branch)
-        yield clone
+        try:
+            yield clone
+        except GitError as error:
+            # What is looked at is fetched then, so each question may meet a server that is away.
+            raise clone.blocked(error) from error
+
+
+def _sweep(folder: Path, before: float) -> None:
+    """Remove what was left behind by those who were killed."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if left.lstat().st_uid == os.getuid() and left.lstat().st_mtime < before:
+                shutil.rmtree(left, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import os
 import shlex
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ import uvloop
 
 from kreflex.actions import BlockedError, HopelessError
 from kreflex.errors import ConflictError, UnavailableError
-from kreflex.git import Access, Clone, access_of, cloned, environment
+from kreflex.git import Access, Clone, GitError, access_of, cloned, environment
 from kreflex.undoing import Undoing, Wrong, documents, images_in, undoing
 from kreflex.views import Ref
 from lab import git
@@ -431,7 +433,8 @@ def test_a_proxy_is_used_and_nothing_else_of_our_environment(tmp_path: Path, mon
     assert given["HTTPS_PROXY"] == "http://proxy:3128"
     assert "TOKEN" not in given
     assert shlex.split(given["GIT_SSH_COMMAND"]) == [
-        *("ssh", "-F", "/dev/null"),
+        # No key of the account that runs us, either.
+        *("ssh", "-F", "/dev/null", "-i", "/dev/null"),
         *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=yes"),
         *("-o", f"UserKnownHostsFile={tmp_path}/known_hosts", "-o", "GlobalKnownHostsFile=/dev/null"),
         *("-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"),
@@ -494,3 +497,38 @@ def test_git_that_ends_before_it_has_read_anything_is_no_failure_in_the_loop_of_
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         (told,) = runner.run(asked())
     assert told.startswith(b"git version ")
+
+
+async def test_a_git_that_never_stops_talking_is_ended(here: Place) -> None:
+    async with await here.cloned(seconds=20) as clone:
+        with pytest.raises(GitError, match="has more to say than anybody reads"):
+            await clone.git("-c", "alias.talk=!yes", "talk")
+
+
+async def test_a_folder_with_the_name_of_a_file_has_no_content(here: Place) -> None:
+    await here.repository.commit("Odd", {"shop/kustomization.yaml/inner.yaml": "a: 1\n"})
+    async with await here.cloned() as clone:
+        assert await clone.content(clone.head, "shop/kustomization.yaml") == b""
+
+
+async def test_a_name_with_a_zero_is_no_bug_of_ours(here: Place) -> None:
+    applied = await first(here)
+    with pytest.raises(BlockedError, match="a name with a zero in it"):
+        await here.plan(applied, applied, paths=("shop\0x",))
+
+
+async def test_what_git_fails_at_later_says_where(here: Place) -> None:
+    with pytest.raises(BlockedError) as blocked:
+        async with await here.cloned() as clone:
+            await clone.git("cat-file", "blob", "f" * 40)
+    assert blocked.value.cause == "GitUnreachable"
+    assert str(blocked.value).startswith(f"{here.repository.url} can't be reached: ")
+
+
+async def test_what_somebody_left_behind_who_was_killed_is_removed(here: Place) -> None:
+    old, new = (Path(tempfile.mkdtemp(prefix="kreflex-git-")) for _ in range(2))
+    (old / "identity").write_text("a key")
+    os.utime(old, (0, 0))
+    async with await here.cloned():
+        assert (old.exists(), new.exists()) == (False, True)
+    new.rmdir()
