@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from kreflex.audit import log
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import UnavailableError
 from kreflex.parts import Part
@@ -31,7 +32,8 @@ _OWNED = Check(
     "object.metadata.?ownerReferences.orValue([]).exists_one(o, o.uid == object.spec.workload.uid)",
     "a ReleaseHistory belongs to its workload, and goes with it",
 )
-RBAC_TO_READ = (Rule(GROUP, PLURAL, "get"), Rule(GROUP, PLURAL, "list"))
+RBAC_TO_FIND = (Rule(GROUP, PLURAL, "list"),)
+RBAC_TO_READ = (Rule(GROUP, PLURAL, "get"), *RBAC_TO_FIND)
 RBAC = (
     Rule(GROUP, PLURAL, "get"),
     Rule(GROUP, PLURAL, "create", checks=(_OWNED,)),
@@ -88,6 +90,10 @@ class History:
         """Tell what is known of the version whose template has this digest."""
         return next((one for one in self.revisions if one.template == name), None)
 
+    def proven(self) -> History:
+        """Leave out what was never seen healthy: of all workloads of a cluster no more has to be kept at a time."""
+        return replace(self, revisions=tuple(one for one in self.revisions if one.healthy_until is not None))
+
     def with_(self, noted: Noted) -> tuple[Noted, ...]:
         """Give the versions with this one in the first place; of too many the last are forgotten."""
         return (noted, *(one for one in self.revisions if one.hash != noted.hash))[:KEPT]
@@ -122,9 +128,16 @@ async def history_of(workload: Ref, reader: Reader) -> History:
 
 
 async def histories(reader: Reader) -> AsyncIterator[History]:
-    """Read what is remembered of all workloads: to find what is not noted yet."""
+    """Read what is remembered of all workloads: to find what is not noted yet.
+
+    One that can't be read is left out. Whoever looks at its workload is told so, and the others are found.
+    """
     async for body in reader.everywhere(API, KIND):
-        found = _read(body)
+        try:
+            found = _read(body)
+        except UnavailableError as error:
+            log.warning("history.unreadable", because=str(error))
+            continue
         yield History(found.workload.ref, body["metadata"]["resourceVersion"], found.revisions)
 
 

@@ -146,7 +146,7 @@ class WorkloadSignal:
         *gitops.RBAC,
         *histories.RBAC_TO_READ,
     )
-    rbac_to_find: ClassVar[tuple[Rule, ...]] = (*TO_FIND, *histories.RBAC_TO_READ)
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = (*TO_FIND, *histories.RBAC_TO_FIND)
 
     @property
     def recorded(self) -> bool:

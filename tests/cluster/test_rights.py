@@ -1,5 +1,6 @@
 """The audit log says that no account lacks a right and that none has one which it does not use. With real processes."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
@@ -7,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from kreflex import rights
-from lab import audit, callers, manifests, nodes
+from lab import audit, callers, crds, manifests, nodes
 from lab.api import eventually
 from lab.cluster import ControlPlane, Options
 from tests import kit
@@ -25,6 +26,7 @@ Use = tuple[str, str, str, str]
 # node-replacer's rights are about the kinds of many makers: each is used where its action is tested, in
 # test_node_actions, and test_node_replacer sees that it lacks none.
 DRIVEN = ("restart-loop-killer", "waker")
+FOUND = ("restart-loop-killer", "node-replacer", "rollback", "canary-aborter")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Control
     async with ControlPlane(tmp_path_factory.mktemp("rights"), Options(audit_reads=True)) as plane:
         await nodes.start(plane, 2)
         await kit.install(plane)
-        await manifests.apply(plane.api, [rollout_crd()])
+        await manifests.apply(plane.api, [rollout_crd(), *await asyncio.to_thread(crds.sharing_crds)])
         yield plane
 
 
@@ -161,8 +163,8 @@ async def test_no_right_is_missing_and_none_is_unused(own: ControlPlane) -> None
     await every_kind_of_owner(here)
     token = await callers.issue(own, "waker", "kreflex-system")
     async with served(own) as function:
-        # No node is ill; the waker lists them to see that.
-        others = f"restart-loop-killer={function.url},node-replacer={function.url}"
+        # No node is ill, and no release: the waker lists them to see that. What it finds of others is left alone here.
+        others = ",".join(f"{name}={function.url}" for name in FOUND)
         names = {"FUNCTIONS": others, "TOKEN_FILE": str(token), "RETAIN": "1s"}
         async with served(own, "waker", **names) as waker:
             await drive_through(here, function, waker)
