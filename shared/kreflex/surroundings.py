@@ -36,13 +36,23 @@ async def around(release: Release, limits: Limits, reader: Reader) -> Around:
 async def _made(namespace: str, reader: Reader) -> dict[str, datetime]:
     """Tell when each ReplicaSet was made: so old is its template at least."""
     path = f"/apis/apps/v1/namespaces/{namespace}/replicasets"
-    metas = [body["metadata"] async for body in reader.list(path)]
-    return {meta["uid"]: time_of(meta["creationTimestamp"]) for meta in metas}
+
+    async def read() -> dict[str, datetime]:
+        metas = [body["metadata"] async for body in reader.list_metadata(path)]
+        return {meta["uid"]: time_of(meta["creationTimestamp"]) for meta in metas}
+
+    # The waker tells of all that fails at once, and much of it may be in one namespace.
+    return await reader.share(f"made in {namespace}", read)
 
 
 async def _others(release: Release, reader: Reader) -> list[Pod]:
-    own = {pod.ref.uid for pods in release.pods.values() for pod in pods}
-    return [pod async for pod in reader.pods(release.workload.ref.namespace) if pod.ref.uid not in own]
+    own, namespace = {pod.ref.uid for pods in release.pods.values() for pod in pods}, release.workload.ref.namespace
+
+    async def read() -> list[Pod]:
+        return [pod async for pod in reader.pods(namespace)]
+
+    pods = await reader.share(f"pods of {namespace}", read)
+    return [pod for pod in pods if pod.ref.uid not in own]
 
 
 async def failed_before(release: Release, revision: Revision, world: World) -> str:
@@ -71,7 +81,7 @@ async def failed_before(release: Release, revision: Revision, world: World) -> s
 
 async def worth_a_look(world: World) -> AsyncIterator[tuple[Ref, str]]:
     """Find the workloads that are not complete, or that run well while nobody has noted it; each with the reason."""
-    known = {history.workload.uid: history async for history in histories(world.cluster)}
+    known = {history.workload.uid: history.proven() async for history in histories(world.cluster)}
     for _, kind in RELEASED:
         async for body in world.cluster.everywhere(TOLD[kind], kind):
             meta = body["metadata"]

@@ -169,6 +169,15 @@ def bare(answer: Any) -> Any:
 # -- the way back
 
 
+async def test_all_that_fails_in_a_namespace_is_judged_by_one_reading_of_it() -> None:
+    api = an_api(BAD, OLD)
+    world = api.world()
+    for _ in range(3):
+        assert isinstance(await decide(SIGNAL, world, RollbackSettings()), RevertTemplate)
+    # Each reads what is its own, by its selector.
+    assert [api.calls.count(f"GET {PATHS[kind]}") for kind in ("Pod", "ReplicaSet")] == [3 + 1, 3 + 1]
+
+
 async def test_goes_back_to_the_revision_that_was_healthy_and_says_why() -> None:
     answer = await decision(BAD, OLD)
     assert isinstance(answer, RevertTemplate)
@@ -607,6 +616,11 @@ async def test_finds_what_is_not_complete() -> None:
 async def test_finds_what_is_well_and_not_noted() -> None:
     summary = "Deployment shop/shop: nobody has noted that it is well"
     assert await found(a_deployment(complete=True)) == [replace(SIGNAL, summary=summary)]
+
+
+async def test_one_history_that_can_t_be_read_keeps_no_workload_from_being_found() -> None:
+    broken = a_history(h2={"number": "two"})
+    assert [signal.name for signal in await found(a_deployment(complete=True), broken)] == ["shop"]
 
 
 async def test_does_not_find_what_was_scaled_to_zero() -> None:
