@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,24 +17,34 @@ from kreflex import (
     Defer,
     Difference,
     Duration,
+    ForgetSuspendedShares,
     Inconclusive,
     Ineffective,
     NoCanary,
+    NoteSuspendedShare,
     OpenGate,
+    Owned,
     PauseRollout,
     Pod,
     PodSignal,
     Progress,
+    ProposeEdit,
+    PushEdit,
     Recovered,
     Refuse,
+    Releases,
+    Remedy,
+    RequestSync,
     ResumeAborted,
     ScaleCanary,
     Settings,
     Skip,
+    SuspendSync,
     Taken,
     TakeTraffic,
     Treatment,
     Unknown,
+    WayByGit,
     WorkloadSignal,
     World,
     Worse,
@@ -45,17 +55,27 @@ from kreflex import (
     manager_of,
     marked,
     may_try,
+    noted_by,
+    numbers_of,
+    owned,
     parse_duration,
     progress_of,
+    replicas_of,
     serve,
     show_duration,
+    step_by_git,
+    suspend,
+    suspension,
     this_try,
+    told_until_resumed,
     tried,
     with_traffic,
 )
 
 Signal = PodSignal | WorkloadSignal
 Step = AbortRollout | OpenGate | PauseRollout | ResumeAborted | ScaleCanary | TakeTraffic
+# What a canary may come to whose weight, or whose replicas, Git owns.
+ByGit = ForgetSuspendedShares | NoteSuspendedShare | ProposeEdit | PushEdit | RequestSync | SuspendSync
 # creationTimestamp and the times of conditions have whole seconds, the fraction cut off.
 SECOND = timedelta(seconds=1)
 # How soon it is looked at again what a controller makes of an abort, and what Prometheus says by now.
@@ -65,7 +85,7 @@ NOTICE = timedelta(seconds=2)
 RECHECK, AGAIN = timedelta(minutes=1), timedelta(minutes=10)
 # What it takes is tried so often; then somebody works against it.
 MOST = 2
-PAUSED = "inconclusive"
+PAUSED, SUSPENDED = "inconclusive", "suspended"
 
 
 class CanaryAborterSettings(Settings):
@@ -82,6 +102,9 @@ class CanaryAborterSettings(Settings):
         parse_duration("5m"),
         description="How long a paused canary is watched for enough requests; then people are told.",
     )
+    argocd_namespace: str = Field(
+        "argocd", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="Where the Applications of Argo CD are."
+    )
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,8 @@ class Case:
     world: World
     settings: CanaryAborterSettings
     episode: str
+    # How all of it is done, where that is not the usual.
+    way: str = ""
 
     @property
     def template(self) -> str:
@@ -114,31 +139,57 @@ class Case:
         """Tell of one kind of step, if it was taken."""
         return self.course.took(step) if self.course else None
 
-    def step(self, because: str) -> dict[str, Any]:
-        """Give what all steps of this remediation have in common."""
-        canary = self.canary
+    @property
+    def plan(self) -> str:
+        """Tell the whole remediation, as people approve it."""
         rollout = "abort it; while nobody can tell whether it is worse, pause it"
-        plain = "take its traffic, then scale it to 0"
+        usual = rollout if self.canary.progress else "take its traffic, then scale it to 0"
+        return f"{self.way or usual} (template {self.template})"
+
+    @property
+    def remedy(self) -> Remedy:
+        """Give what all steps of this remediation have in common."""
+        return Remedy(self.canary.workload, self.canary.labels, self.template, self.episode, self.plan)
+
+    def step(self, because: str) -> dict[str, Any]:
+        """Give it to a step that changes the canary itself."""
+        remedy = self.remedy
         return {
             "because": because,
-            "workload": canary.workload,
-            "marks": canary.labels,
-            "template": self.template,
-            "episode": self.episode,
-            "course": rollout if canary.progress else plain,
+            "workload": remedy.workload,
+            "marks": remedy.labels,
+            "template": remedy.template,
+            "episode": remedy.episode,
+            "course": remedy.course,
         }
 
 
 async def find(world: World, settings: CanaryAborterSettings) -> AsyncIterator[WorkloadSignal]:  # noqa: ARG001 - as all
     """Look for what tries a new version now; whether it is worse, is asked for each of them."""
-    async for ref in tried(world.cluster):
+    async for ref in tried(world.cluster, world.function):
         # Without an episode: the same version may be tried again.
         yield WorkloadSignal(ref.api_version, ref.kind, ref.namespace, ref.name, ref.uid)
 
 
 async def decide(
     signal: Signal, world: World, settings: CanaryAborterSettings
-) -> AbortRollout | OpenGate | PauseRollout | ResumeAborted | ScaleCanary | TakeTraffic | Defer | Refuse | Skip:
+) -> (
+    AbortRollout
+    | ForgetSuspendedShares
+    | NoteSuspendedShare
+    | OpenGate
+    | PauseRollout
+    | ProposeEdit
+    | PushEdit
+    | RequestSync
+    | ResumeAborted
+    | ScaleCanary
+    | SuspendSync
+    | TakeTraffic
+    | Defer
+    | Refuse
+    | Skip
+):
     """Take the next step towards all traffic being at what is stable, if the canary is worse than that."""
     if calm(signal):
         return Skip("the event shows nothing that tries a new version and is ill")
@@ -198,7 +249,7 @@ async def pause(case: Case, progress: Progress, because: str) -> PauseRollout | 
     named = Case(**{**vars(case), "episode": case.episode or f"{case.canary.hash}/{PAUSED}"})
     if progress.stands:
         return Refuse(f"{because}. It waits for a person as it is", "Inconclusive", AGAIN, named.episode, about(case))
-    manager = await manager_of(case.canary.body, case.world.cluster)
+    manager = await manager_of(case.canary.body, case.world.cluster, case.settings.argocd_namespace)
     if manager is not None:
         told = f"{because}. {manager} owns spec.paused of it in Git, so it is not paused"
         return Refuse(told, "Inconclusive", AGAIN, named.episode, about(case))
@@ -253,11 +304,14 @@ def promoted(case: Case) -> Refuse | Skip:
     return Refuse(f"{case.name} was promoted before it was aborted: to go back is for rollback", "Promoted")
 
 
-async def deployment(case: Case) -> Step | Defer | Refuse | Skip:
+async def deployment(case: Case) -> Step | ByGit | Defer | Refuse | Skip:
     """Take the traffic of a canary Deployment that is worse, then its replicas."""
     canary = case.canary
+    told = await still_suspended(case)
+    if told is not None:
+        return told
     if case.course is not None:
-        return await take(case, case.took("ScaleCanary"))
+        return await take(case)
     if not canary.workload.replicas:
         return Skip(f"{case.name} has no replicas")
     judgement = await judge(case)
@@ -270,8 +324,24 @@ async def deployment(case: Case) -> Step | Defer | Refuse | Skip:
     return judgement if isinstance(judgement, Refuse) else Skip(judgement.because)
 
 
-async def begin(case: Case, because: str) -> Step | Defer | Refuse | Skip:
-    """Begin only what can be brought to its end: somebody is there to serve, and Git does not put it back."""
+async def still_suspended(case: Case) -> ForgetSuspendedShares | Refuse | Skip | None:
+    """Tell people of a sync that we have suspended, until they resume it; None where nothing is to be told."""
+    canary, about_it = case.canary, case.template == SUSPENDED
+    record = noted_by(canary.workload.annotations, case.world.function)
+    if not record:
+        return Skip(f"what syncs {canary.workload.ref} is not suspended by us") if about_it else None
+    if case.course is not None and not about_it:
+        return None
+    gits = await owned(canary, case.world.cluster, case.settings.argocd_namespace)
+    named = replace(case, episode=case.episode if about_it else f"{SUSPENDED}/{record}")
+    told = told_until_resumed(named.remedy, gits)
+    # Whoever gives it traffic again while the sync is suspended tries it again.
+    again = bool(canary.workload.replicas) and isinstance(told, Refuse) and not about_it
+    return None if again else told
+
+
+async def begin(case: Case, because: str) -> Step | ByGit | Defer | Refuse | Skip:
+    """Begin only what can be brought to its end: somebody is there to serve."""
     canary, named = case.canary, await as_tried(case)
     alone = next((share for share in canary.shares if share.alone), None)
     if alone is not None:
@@ -280,20 +350,52 @@ async def begin(case: Case, because: str) -> Step | Defer | Refuse | Skip:
     if not any(pod.ready for pod in canary.stable.pods):
         told = f"{because}. No pod of Deployment {canary.stable.workload} is Ready to take over"
         return Refuse(told, "StableIll", RECHECK, named.episode, about(case))
-    for body in (canary.body, *(share.body for share in canary.shares)):
-        manager = await manager_of(body, case.world.cluster)
-        if manager is not None:
-            what = f"{body['kind']} {body['metadata']['name']}"
-            told = f"{because}. {manager} owns {what} in Git: take the canary's traffic away there"
-            return Refuse(told, "Git", AGAIN, named.episode, about(case))
-    return await take(named, None, because)
+    return await take(named, because)
 
 
-async def take(case: Case, scaled: Taken | None, because: str = "") -> Step | Defer | Refuse | Skip:
-    """Take one share of the traffic after the other, then the replicas, each as it is now."""
-    canary, now = case.canary, case.world.now()
+async def take(case: Case, because: str = "") -> Step | ByGit | Defer | Refuse | Skip:
+    """Take all traffic and then the replicas: live, or where Git owns them as the policy says."""
     story = because or f"{case.name} is worse than what is stable"
+    gits = await owned(case.canary, case.world.cluster, case.settings.argocd_namespace)
+    rules = await case.world.releases(case.canary.workload.ref, case.canary.labels)
+    if isinstance(rules, str):
+        return Refuse(rules, "Policy", AGAIN, case.episode, about(case))
+    if not gits:
+        return take_live(case, story)
+    if rules.git.mode == "Refuse":
+        return Refuse(f"{story}. {gits.told}: take the traffic away there", "Git", AGAIN, case.episode, about(case))
+    if rules.git.mode != "Suspend":
+        return await take_by_git(case, gits, rules, story)
+    named = replace(case, way=f"suspend the sync of {gits}, take its traffic, then scale it to 0")
+    return suspend(suspension(named.remedy, story, gits), case.course, case.world.now()) or take_live(named, story)
+
+
+async def take_by_git(case: Case, gits: Owned, rules: Releases, story: str) -> Step | ByGit | Defer | Refuse | Skip:
+    """Set to 0 in Git what Git owns: the weights, or the replicas of a canary that has none."""
+    canary, how = case.canary, "push" if rules.git.mode == "Commit" else "propose"
+    if canary.hash not in {"", case.template}:
+        return Skip(f"{canary.workload.ref} tries another template by now")
+    named = replace(case, way=f"{how} a commit that takes its traffic ({gits})")
+    left = [share for share in with_traffic(canary.shares) if share.ref in gits]
+    numbers = [number for share in left for number in numbers_of(share, gits.managers[share.ref.uid])]
+    mine = canary.workload.ref in gits
+    if mine and canary.workload.replicas and not canary.shares:
+        numbers = [replicas_of(canary, gits.managers[canary.workload.ref.uid])]
+    live = take_live(named, story, gits)
+    if not numbers or isinstance(live, TakeTraffic):
+        # What Git does not own is taken first: it takes a moment, and a commit may take people.
+        kept = mine and isinstance(live, ScaleCanary)
+        return Skip(f"{case.name} gets no traffic, and keeps its replicas: {gits.told}") if kept else live
+    way = WayByGit(remedy=named.remedy, numbers=tuple(numbers), rules=rules.git, because=story)
+    return await step_by_git(way, case.course, case.world)
+
+
+def take_live(case: Case, story: str, gits: Owned | None = None) -> Step | Defer | Refuse | Skip:
+    """Take one share of the traffic after the other, then the replicas, each as it is now; not those that Git owns."""
+    canary, now, scaled = case.canary, case.world.now(), case.took("ScaleCanary")
     for share in with_traffic(canary.shares):
+        if gits is not None and share.ref in gits:
+            continue
         step = TakeTraffic(**case.step(story), share=share)
         taken = case.took(step.step_name)
         if taken is not None and taken.count > MOST:
@@ -377,8 +479,8 @@ async def recovered(
     canary = await canary_of(signal, world.cluster)
     if isinstance(canary, NoCanary):
         return Unknown(canary.because)
-    aborted = treatment.action != "PauseRollout"
-    back = still(canary, treatment.episode.partition("/")[0]) if aborted else None
+    aborted = treatment.action not in {"PauseRollout", "ForgetSuspendedShares"}
+    back = still(canary, treatment) if aborted else None
     if back is not None:
         # Flagger asks at its next interval.
         waits = canary.analysis is not None and canary.analysis.phase in UNDER_WAY
@@ -386,9 +488,9 @@ async def recovered(
     return proven(canary.stable.pods, f"all traffic is at what is stable of {target}", treatment, world.now())
 
 
-def still(canary: Canary, template: str) -> str | None:
+def still(canary: Canary, treatment: Treatment) -> str | None:
     """Say what traffic the version gets that it was taken from; None if it gets none."""
-    ref = canary.workload.ref
+    ref, template = canary.workload.ref, treatment.episode.partition("/")[0]
     if canary.progress is not None:
         if canary.progress.stable == template:
             return f"{ref} was promoted all the same"
@@ -397,7 +499,9 @@ def still(canary: Canary, template: str) -> str | None:
         if canary.analysis.version != template or (canary.analysis.phase == "Failed" and not canary.analysis.weight):
             return None
         return f"{canary.analysis.ref} is {canary.analysis.phase}, with {canary.analysis.weight} % of the traffic"
-    if canary.workload.replicas and canary.hash in {"", template}:
+    # Where Git owns the replicas, and the weight was taken, they stay.
+    scaled = not canary.shares or any(step.action == "ScaleCanary" for step in treatment.steps)
+    if scaled and canary.workload.replicas and canary.hash in {"", template}:
         return f"{ref} has {canary.workload.replicas} replicas again"
     sharing = with_traffic(canary.shares) if canary.hash in {"", template} else []
     return f"{sharing[0].ref} gives {ref} traffic again" if sharing else None

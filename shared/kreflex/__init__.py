@@ -4,6 +4,20 @@ import kreflex.startup  # noqa: F401 - before all others
 from kreflex.actions import EvictPod
 from kreflex.ailments import Ailment, Limits, ailment
 from kreflex.canaries import Canary, NoCanary, canary_of, marked, may_try, this_try, tried
+from kreflex.canarygit import (
+    ForgetSuspendedShares,
+    NoteSuspendedShare,
+    Owned,
+    ProposeEdit,
+    PushEdit,
+    WayByGit,
+    numbers_of,
+    owned,
+    replicas_of,
+    step_by_git,
+    suspension,
+    told_until_resumed,
+)
 from kreflex.causes import Elsewhere, Failing, Findings, Undecided, findings, judge, last_healthy
 from kreflex.comparisons import Difference, Inconclusive, Same, Worse, by_pods, compare, failing
 from kreflex.cordons import OUT_OF_SERVICE, TAINTED, CordonNode, TaintOutOfService, UncordonNode, UntaintNode
@@ -26,7 +40,7 @@ from kreflex.nodes import MARK, Node, owner_of
 from kreflex.providers import AskProvider
 from kreflex.records import Taken
 from kreflex.releases import Releases
-from kreflex.remedies import noted_by
+from kreflex.remedies import Remedy, noted_by
 from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
 from kreflex.revisions import Release, Revision, Untold, release_of, to_remember
 from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted, progress_of
@@ -34,7 +48,7 @@ from kreflex.serve import serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
 from kreflex.surroundings import around, failed_before, seems_well, worth_a_look
-from kreflex.suspensions import ForgetSuspension, NoteSuspension, SuspendSync, step_to_suspend, still_suspended
+from kreflex.suspensions import ForgetSuspension, NoteSuspension, SuspendSync, step_to_suspend, still_suspended, suspend
 from kreflex.trends import errors_since
 from kreflex.upkeep import PRESSURES, Rung, Upkeep
 from kreflex.views import Container, Pod, Ref, Workload
@@ -73,6 +87,7 @@ __all__ = [
     "EvictStuck",
     "Failing",
     "Findings",
+    "ForgetSuspendedShares",
     "ForgetSuspension",
     "Held",
     "Inconclusive",
@@ -87,19 +102,24 @@ __all__ = [
     "Node",
     "NodeClaim",
     "NodeSignal",
+    "NoteSuspendedShare",
     "NoteSuspension",
     "OpenGate",
+    "Owned",
     "PauseRollout",
     "Pod",
     "PodSignal",
     "Progress",
+    "ProposeEdit",
     "ProposeRevert",
+    "PushEdit",
     "PushRevert",
     "Recovered",
     "Ref",
     "Refuse",
     "Release",
     "Releases",
+    "Remedy",
     "Remember",
     "RequestSync",
     "RestartNetworkPod",
@@ -126,6 +146,7 @@ __all__ = [
     "Untold",
     "Upkeep",
     "Verdict",
+    "WayByGit",
     "WayInGit",
     "Workload",
     "WorkloadSignal",
@@ -155,22 +176,29 @@ __all__ = [
     "may_try",
     "network_pods",
     "noted_by",
+    "numbers_of",
     "only_configured",
+    "owned",
     "owner_of",
     "parse_duration",
     "progress_of",
     "release_of",
     "remediation_of",
+    "replicas_of",
     "same_but_notes",
     "seems_well",
     "serve",
     "show_duration",
     "source_of",
+    "step_by_git",
     "step_in_git",
     "step_to_suspend",
     "still_suspended",
+    "suspend",
+    "suspension",
     "this_try",
     "to_remember",
+    "told_until_resumed",
     "tried",
     "wake",
     "with_traffic",

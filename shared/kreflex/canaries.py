@@ -19,6 +19,7 @@ from kreflex.gates import PRIMARY, Analysis, analysis_of
 from kreflex.kinds import path_in
 from kreflex.policy import GROUP
 from kreflex.records import API, fault_key, read_record, record_name
+from kreflex.remedies import noted_by
 from kreflex.rollouts import HASH, Progress, progress_of
 from kreflex.signals import PodSignal, WorkloadSignal
 from kreflex.views import JSON, Pod, Ref, Workload, controller_of, pod_view, workload_view
@@ -320,14 +321,18 @@ async def _all(path: str, reader: Reader) -> list[JSON]:
     return [body async for body in reader.list_served(path)]
 
 
-async def tried(reader: Reader) -> AsyncIterator[Ref]:
-    """Find what tries a new version now: Rollouts, and Deployments that say themselves that they are canaries."""
+async def tried(reader: Reader, function: str = "") -> AsyncIterator[Ref]:
+    """Find what tries a new version now: Rollouts, and Deployments that say themselves that they are canaries.
+
+    Besides, the Deployments whose sync this function has suspended: people are told until somebody resumes it.
+    """
     async for body in reader.everywhere(_ROLLOUTS, "Rollout"):
         progress = progress_of(body)
         if progress.trying and not progress.aborted:
             yield _ref(body, _ROLLOUTS, "Rollout")
     async for body in reader.everywhere(_DEPLOYMENTS, "Deployment"):
-        if marked(body) and body["spec"].get("replicas", 1) > 0:
+        suspended = noted_by(body["metadata"].get("annotations") or {}, function)
+        if suspended or (marked(body) and body["spec"].get("replicas", 1) > 0):
             yield _ref(body, _DEPLOYMENTS, "Deployment")
 
 

@@ -62,7 +62,7 @@ class CanaryAction(Action):
 
     def plan(self) -> JSON:
         """Tell the whole remediation, the same in each of its steps."""
-        return {"target": str(self.target), "uid": self.target.uid, "template": self.template, "course": self.course}
+        return {"target": str(self.target), "uid": self.target.uid, "course": self.course}
 
 
 async def as_read(ref: Ref, version: str, reader: Reader) -> JSON:

@@ -32,7 +32,7 @@ PROPOSED = "proposed: "
 REFRESH = "argocd.argoproj.io/refresh"
 # https://fluxcd.io/flux/components/source/gitrepositories/#triggering-a-reconcile
 REQUESTED = "reconcile.fluxcd.io/requestedAt"
-_SECRETS = Rule("", "secrets", "get", "home")
+SECRETS = Rule("", "secrets", "get", "home")
 # All of git's work has to fit into one attempt, and leave time for the write that tells of it.
 _LONGEST, _RESERVE = timedelta(seconds=20), timedelta(seconds=3)
 _SOON, _SOMETIMES = timedelta(seconds=10), timedelta(minutes=1)
@@ -51,7 +51,7 @@ class _InGit(ReleaseStep):
     rules: Git
     home: str
 
-    rbac: ClassVar[tuple[Rule, ...]] = (*RBAC, _SECRETS)
+    rbac: ClassVar[tuple[Rule, ...]] = (*RBAC, SECRETS)
     remembering: ClassVar[bool] = True
 
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:

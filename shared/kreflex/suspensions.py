@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from kreflex.actions import BlockedError, HopelessError, register
 from kreflex.cluster import Reader, Writer
@@ -146,24 +146,25 @@ async def _note(ref: Ref, mark: str | None, writer: Writer) -> None:
     await writer.merge(path, {"metadata": {"uid": ref.uid, "annotations": {SYNC_SUSPENDED: mark}}})
 
 
+N = TypeVar("N", bound=NoteSuspension)
+
+
 @dataclass(frozen=True)
-class Suspension:
+class Suspension(Generic[N]):
     """What is to be written live, for which remediation, and who would put it back; `note` is how that is noted."""
 
     remedy: Remedy
     because: str
     lives: tuple[Live, ...]
     managers: tuple[Manager, ...]
-    note: type[NoteSuspension] = NoteSuspension
+    note: type[N]
 
     def refused(self, because: str, cause: str) -> Refuse:
         """Leave it to people."""
         return Refuse(because, cause, episode=self.remedy.episode, about=self.remedy.workload)
 
 
-def suspend(
-    wanted: Suspension, course: Course | None, now: datetime
-) -> SuspendSync | NoteSuspension | Defer | Refuse | None:
+def suspend(wanted: Suspension[N], course: Course | None, now: datetime) -> SuspendSync | N | Defer | Refuse | None:
     """Choose the next step until what Git owns may be written live; None when it may."""
     held = next((because for one in wanted.managers if (because := _no_suspension(one))), "")
     if held:
@@ -202,7 +203,7 @@ def step_to_suspend(
     """Choose the next step until the template of a release that Git owns may be written live; None when it may."""
     remedy = remedy_of(way.release, way.episode, way.course)
     itself = Live(remedy.workload.ref, remedy.workload.annotations)
-    return suspend(Suspension(remedy, way.because, (itself,), (way.by,)), course, now)
+    return suspend(Suspension(remedy, way.because, (itself,), (way.by,), NoteSuspension), course, now)
 
 
 def still_suspended(release: Release, by: Manager | None) -> ForgetSuspension | Refuse:

@@ -17,11 +17,11 @@ from kreflex.views import JSON, Ref
 
 AHEAD = "GitAhead"
 # A release that consists of more commits than this is no release; nor is a folder of more files a workload's.
-_MOST_COMMITS, _MOST_FILES, _MOST_BASES = 50, 200, 20
+_MOST_COMMITS, MOST_FILES, _MOST_BASES = 50, 200, 20
 _LOOK_BACK = 20
-_KUSTOMIZE = ("kustomization.yaml", "kustomization.yml", "Kustomization")
-_RENDERED = (*_KUSTOMIZE, "Chart.yaml", "jsonnetfile.json")
-_MANIFESTS = (".yaml", ".yml", ".json")
+KUSTOMIZE = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+_RENDERED = (*KUSTOMIZE, "Chart.yaml", "jsonnetfile.json")
+MANIFESTS = (".yaml", ".yml", ".json")
 _NAMED = 5
 
 
@@ -68,7 +68,7 @@ async def undoing(clone: Clone, wrong: Wrong) -> Undoing:
     mine = next((commit for commit in ours if commit.record == wrong.record), None)
     if mine is not None:
         return Undoing(clone.head, "", (), (), done=mine.sha)
-    paths = await _with_bases(clone, wrong)
+    paths = await with_bases(clone, wrong.applied, wrong.paths)
     await _nobody_is_ahead(clone, wrong, paths)
     good = wrong.good or await _found_by_images(clone, wrong, paths)
     commits = await _since_ours(clone, good, wrong, paths, await _between(clone, good, wrong, paths))
@@ -96,6 +96,8 @@ async def _between(clone: Clone, good: str, wrong: Wrong, paths: Sequence[str]) 
         raise HopelessError(f"{good[:12]}, which was good, is not in {clone.branch} of {clone.url}", UNKNOWN)
     # A merge is taken back as a whole, by its difference to what was there before it.
     commits = await clone.log("--first-parent", f"{good}..{wrong.applied}", paths=paths)
+    # What has taken the traffic from a canary was ours, too, and no part of the release.
+    commits = [one for one in commits if one.reverts or not one.record]
     since = f"between {good[:12]}, which was good, and {wrong.applied[:12]}, which is in the cluster"
     if not commits:
         because = f"nothing below {_shown(paths)} has changed {since}"
@@ -111,7 +113,7 @@ async def _since_ours(
     clone: Clone, good: str, wrong: Wrong, paths: Sequence[str], commits: tuple[Commit, ...]
 ) -> tuple[Commit, ...]:
     """Leave out what a rollback of ours has taken back since: what it went back to was good."""
-    ours = next((one for one in await clone.log(f"{good}..{wrong.applied}", paths=paths) if one.record), None)
+    ours = next((one for one in await clone.log(f"{good}..{wrong.applied}", paths=paths) if one.reverts), None)
     if ours is None:
         return commits
     # The oldest that has it is itself, or the merge by which it came.
@@ -184,7 +186,7 @@ Key = tuple[str, str, str, str]
 async def _manifests(clone: Clone, tree: str, files: Sequence[str]) -> dict[Key, JSON]:
     """Read the objects in files, by group, kind, namespace and name."""
     found: dict[Key, JSON] = {}
-    for file in [name for name in files if name.endswith(_MANIFESTS)][:_MOST_FILES]:
+    for file in [name for name in files if name.endswith(MANIFESTS)][:MOST_FILES]:
         found |= {_key(body): body for body in documents(await clone.content(tree, file))}
     return found
 
@@ -227,8 +229,8 @@ def images_in(workload: Mapping[str, object]) -> tuple[str, ...]:
 
 async def _found_by_images(clone: Clone, wrong: Wrong, paths: Sequence[str]) -> str:
     """Find the newest revision before the present one in which the workload has the images of when it was well."""
-    files = [name for name in await clone.files(wrong.applied, paths) if name.endswith(_MANIFESTS)]
-    plain = len(files) <= _MOST_FILES and not await _rendered(clone, wrong.applied, paths)
+    files = [name for name in await clone.files(wrong.applied, paths) if name.endswith(MANIFESTS)]
+    plain = len(files) <= MOST_FILES and not await _rendered(clone, wrong.applied, paths)
     file = await _file_of(clone, wrong, files) if plain else None
     earlier = await clone.log("--first-parent", f"-{_LOOK_BACK}", wrong.applied, paths=[file]) if file else []
     for later, commit in pairwise(earlier):
@@ -249,19 +251,19 @@ async def _file_of(clone: Clone, wrong: Wrong, files: Sequence[str]) -> str | No
     return None
 
 
-async def _with_bases(clone: Clone, wrong: Wrong) -> tuple[str, ...]:
+async def with_bases(clone: Clone, revision: str, paths: Sequence[str]) -> tuple[str, ...]:
     """Follow kustomizations to the folders and files that they are made of: these come into the cluster, too."""
-    seen, left = dict.fromkeys(wrong.paths), list(wrong.paths)
+    seen, left = dict.fromkeys(paths), list(paths)
     while left and len(seen) < _MOST_BASES:
         folder = left.pop()
-        for said in [await _kustomization(clone, wrong.applied, folder, name) for name in _KUSTOMIZE]:
+        for said in [await kustomization(clone, revision, folder, name) for name in KUSTOMIZE]:
             further = [path for one in _local(said) if (path := inside(one, folder)) not in seen]
             seen |= dict.fromkeys(further)
             left += further
     return tuple(path for path in seen if not any(_covers(other, path) for other in seen))
 
 
-async def _kustomization(clone: Clone, revision: str, folder: str, name: str) -> object:
+async def kustomization(clone: Clone, revision: str, folder: str, name: str) -> object:
     import yaml  # noqa: PLC0415 - as above
 
     content = await clone.content(revision, f"{folder}/{name}".lstrip("/"))

@@ -173,8 +173,11 @@ def _share(body: JSON, weights: Mapping[str, int], changed: JSON, *, alone: bool
     )
 
 
+_SAME_WEIGHT = f"object.metadata.?annotations[?'{NGINX_WEIGHT}'] == oldObject.metadata.?annotations[?'{NGINX_WEIGHT}']"
+# An annotation is no field of Git's: this one is, all the same.
+_NOT_GITS = Check(f"!variables.gits || {_SAME_WEIGHT}", f"Git owns {NGINX_WEIGHT} of it: change it there")
 _ONLY_DOWN = Check(
-    "int(object.metadata.?annotations[?'" + NGINX_WEIGHT + "'].orValue('0')) == 0"
+    f"{_SAME_WEIGHT} || int(object.metadata.?annotations[?'" + NGINX_WEIGHT + "'].orValue('0')) == 0"
     " && object.metadata.?annotations[?'" + NGINX + "'].orValue('') == 'true'",
     f"of an Ingress only the canary's share is changed, to 0 ({NGINX_WEIGHT})",
 )
@@ -217,7 +220,7 @@ class TakeTraffic(CanaryAction):
     rbac: ClassVar[tuple[Rule, ...]] = (
         *_READS,
         *READS_GIT,
-        Rule("networking.k8s.io", "ingresses", "patch", notes=(NGINX_WEIGHT,), checks=(_ONLY_DOWN,)),
+        Rule("networking.k8s.io", "ingresses", "patch", notes=(NGINX_WEIGHT,), checks=(_ONLY_DOWN, _NOT_GITS)),
         Rule(
             "gateway.networking.k8s.io",
             "httproutes",
