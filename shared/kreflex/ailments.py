@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -25,10 +26,11 @@ _FIRST, _MOST = timedelta(seconds=10), timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """From when on something counts."""
+    """From when on something counts; `start` is how long the workload's pods are known to take until they are Ready."""
 
     restarts_above: int
     patience: timedelta
+    start: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _unready(pod: Pod, template: JSON, limits: Limits, now: datetime) -> Ailment
     if not apps or len(running) < len(apps):
         return _waiting(pod, apps, limits, now)
     since = max([pod.unready_since or pod.created, *running])
-    if now - since < limits.patience + timedelta(seconds=warm_up(template)):
+    if now - since < limits.patience + max(limits.start, timedelta(seconds=warm_up(template))):
         return None
     long = show_duration(now - since)
     if all(c.ready for c in apps):
@@ -146,6 +148,22 @@ def _waiting(pod: Pod, apps: list[Container], limits: Limits, now: datetime) -> 
     said = next((c.said for c in pod.containers if c.said), "")
     long = show_duration(now - pod.created)
     return Ailment(pod, "Waiting", f"its containers are not started after {long} ({reason})", pod.created, said=said)
+
+
+def start_of(pods: Iterable[Pod]) -> timedelta | None:
+    """Tell how long pods that are Ready took for that, from the start of their containers on: the one in the middle.
+
+    One that was not Ready for a moment since, and is again, seems to have taken ages.
+    """
+    times = sorted(time for time in map(_start, pods) if time is not None)
+    return times[len(times) // 2] if times else None
+
+
+def _start(pod: Pod) -> timedelta | None:
+    running = [one.running_since for one in pod.containers if one.kind == "app" and one.running_since is not None]
+    if not running or pod.ready_since is None:
+        return None
+    return max(pod.ready_since - max(running), timedelta())
 
 
 def well(pod: Pod, limits: Limits, now: datetime) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from kreflex.ailments import Ailment, Early, Limits, ailment, well
+from kreflex.ailments import Ailment, Early, Limits, ailment, start_of, well
 from kreflex.demands import (
     fitted,
     host,
@@ -46,6 +46,8 @@ AT_ONCE = Limits(restarts_above=0, patience=timedelta())
 _HOUR, _SOON, _SOME = timedelta(hours=1), timedelta(minutes=1), timedelta(minutes=10)
 # A kubelet tells that a pod is not Ready when it takes it in.
 _AT_FIRST = timedelta(seconds=5)
+# How many times the patience is given at most to pods that are known to start slowly.
+_STARTS = 5
 _ILL = {*PRESSURES, "NetworkUnavailable"}
 # Where the kubelet's words come from: containerd, pkg/remotes/docker; distribution's error codes; Go's net package.
 _UNREACHABLE = re.compile(
@@ -164,11 +166,12 @@ class Findings:
 
 def findings(release: Release, limits: Limits, now: datetime, errors: str = "") -> Findings:
     """Look at every pod of a release, the new ones and the old ones."""
-    current = release.current.hash
+    current, slow = release.current.hash, replace(limits, start=_usual_start(release, limits))
     known = {one.hash: one.template for one in release.revisions}
     seen: dict[bool, list[Ailment | Early]] = {True: [], False: []}
     for name, pods in release.pods.items():
-        found = (ailment(pod, known.get(name, {}), limits, now) for pod in pods)
+        given = slow if name == current else limits
+        found = (ailment(pod, known.get(name, {}), given, now) for pod in pods)
         seen[name == current] += [one for one in found if one is not None]
     return Findings(
         new=tuple(one for one in seen[True] if isinstance(one, Ailment)),
@@ -178,6 +181,14 @@ def findings(release: Release, limits: Limits, now: datetime, errors: str = "") 
         unmade=_unmade(release),
         errors=errors,
     )
+
+
+def _usual_start(release: Release, limits: Limits) -> timedelta:
+    """Tell how long a new pod may take, if those of the versions before took their time: twice as long as they."""
+    seen = (start_of(_pods(release, one)) for one in release.earlier if not one.bad)
+    told = (known.start_seconds for known in release.history.revisions if not known.bad)
+    times = [*(one for one in seen if one is not None), *(timedelta(seconds=one) for one in told if one is not None)]
+    return min(2 * max(times, default=timedelta()), _STARTS * limits.patience)
 
 
 def _shaky(release: Release, known: Mapping[str, JSON], now: datetime) -> tuple[Ailment, ...]:

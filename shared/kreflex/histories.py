@@ -52,6 +52,7 @@ class Noted(Part):
     images: tuple[str, ...] = Field((), max_length=100)
     healthy_at: Time | None = Field(None, description="Since when all its pods were Ready.")
     healthy_until: Time | None = Field(None, description="When they still were; it is written once they were for long.")
+    start_seconds: int | None = Field(None, ge=0, description="How long its pods took until they were Ready.")
     source: str = Field("", max_length=1024, description="What put it there: a revision of Git or of Helm.")
     bad: str = Field(
         "",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from kreflex import progress, templates
+from kreflex.ailments import start_of
 from kreflex.cluster import Reader
 from kreflex.decisions import Remember
 from kreflex.durations import show_duration
@@ -304,7 +305,8 @@ def to_remember(release: Release, least: timedelta, now: datetime, source: str =
     if not release.complete or since is None or now - since < least:
         return None
     fresh = replace(release.current, healthy_at=since, healthy_until=now, source=source or release.current.source)
-    told = noted(release, fresh)
+    took = start_of(release.new_pods)
+    told = noted(release, fresh).model_copy(update={"start_seconds": int(took.total_seconds()) if took else None})
     if known is not None and known.proves(least) and (known.source, known.template) == (told.source, told.template):
         return None
     because = f"{release.current} is complete, and its pods have been Ready for {show_duration(now - since)}"

@@ -1,5 +1,6 @@
 """Whether a change is the cause: each rule of docs/adr/0022 with the story that it is for."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -143,6 +144,34 @@ def test_a_release_that_is_complete_is_sound() -> None:
 def test_a_release_that_goes_on_well_is_sound() -> None:
     starting = unready(2, ago=MINUTE)
     assert judged(a_release(starting, old=(a_pod_of(1),))) == Sound("revision 2 (shop:2) is on its way")
+
+
+def started(number: int, name: str, took: timedelta) -> Pod:
+    """A pod that has run for a day, and was Ready so long after its start."""
+    running = {"running": {"startedAt": stamp(NOW - DAY)}}
+    return a_pod_of(number, name, app=[a_status(restarts=0, state=running, last={})], ready_for=DAY - took)
+
+
+def test_a_version_whose_predecessor_started_slowly_is_given_twice_its_time() -> None:
+    slow = started(1, "slow", 3 * MINUTE)
+    assert cause(a_release(unready(2, ago=8 * MINUTE - SECOND), old=(slow,))) == "Sound"
+    assert cause(a_release(unready(2, ago=8 * MINUTE), old=(slow,))) == "Failing"
+
+
+def test_so_it_is_where_only_the_history_knows_how_slowly() -> None:
+    release = a_release(unready(2, ago=8 * MINUTE - SECOND))
+    known = tuple(one.model_copy(update={"start_seconds": 180}) for one in release.history.revisions)
+    assert cause(release) == "Failing"
+    assert cause(replace(release, history=replace(release.history, revisions=known))) == "Sound"
+
+
+def test_nobody_is_given_time_without_end() -> None:
+    """Whoever was away for a moment seems to have started for hours."""
+    ages = started(1, "ages", 20 * HOUR)
+    assert cause(a_release(unready(2, ago=12 * MINUTE - SECOND), old=(ages,), changed_ago=HOUR)) == "Sound"
+    assert cause(a_release(unready(2, ago=12 * MINUTE), old=(ages,), changed_ago=HOUR)) == "Failing"
+    others = (ages, started(1, "quick", SECOND), started(1, "usual", 2 * SECOND))
+    assert cause(a_release(unready(2), old=others)) == "Failing"
 
 
 def test_a_pod_that_runs_between_two_crashes_is_watched() -> None:

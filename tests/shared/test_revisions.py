@@ -14,7 +14,7 @@ from kreflex.revisions import Untold, release_of, selector_of, to_remember, unre
 from kreflex.templates import current, hash_of, images, number_of, template_of
 from kreflex.views import JSON, Ref
 from tests.shared.releases import NEW_SET, a_deployment, a_history, a_pod_of, a_set, a_template, everything, the_release
-from tests.values import CART_DEPLOYMENT, CART_SET, HOUR, MINUTE, NOW, CannedApi, owned_by, stamp
+from tests.values import CART_DEPLOYMENT, CART_SET, HOUR, MINUTE, NOW, CannedApi, a_status, owned_by, stamp
 
 STRANGER = Ref("apps/v1", "Deployment", "shop", "other", "uid-other")
 
@@ -305,6 +305,15 @@ async def test_a_version_is_remembered_once_it_was_well_for_long_enough() -> Non
         ),
     )
     assert to_remember(await the_release(), timedelta(), NOW) is None
+
+
+async def test_with_it_is_remembered_how_long_its_pods_took_to_start() -> None:
+    pod = a_pod_of(NEW_SET, "cart-9f2-a", 5 * MINUTE)
+    running = {"running": {"startedAt": stamp(NOW - 8 * MINUTE)}}
+    pod["status"]["containerStatuses"] = [a_status(restarts=0, state=running, last={})]
+    told = to_remember(await the_release(pod, deployment=a_deployment(status=COMPLETE)), 5 * MINUTE, NOW)
+    assert told is not None
+    assert told.noted.start_seconds == 180
 
 
 async def test_what_is_known_is_remembered_anew_only_if_it_is_not_the_same() -> None:
