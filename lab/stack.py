@@ -38,7 +38,7 @@ _WATCHED = (
 _RECORDS = ("remediations.v1alpha1.kreflex.dev",)
 _CLOCK: tuple[Expression, ...] = ({"exact": {"type": "dev.knative.sources.ping"}},)
 # Production's patience would make a demonstration of minutes. The waker asks the same question, so it hears the same.
-_PATIENCE = {"SILENT_AFTER": "15s"}
+_PATIENCE = {"SILENT_AFTER": "15s", "WAIT_FOR_DATA": "30s"}
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops")
+NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops", "bad-canary")
 _TAGS = "takes the lab's images, whose tags say what is wrong with them"
 # What a cluster of yours is not made for.
 _LAB_ONLY = {
     "node-down": "breaks machines",
     "bad-release": _TAGS,
     "bad-release-gitops": _TAGS,
+    "bad-canary": "takes the lab's Prometheus",
 }
 KINDS = ("deployment", "statefulset", "daemonset", "rollout")
 

@@ -103,12 +103,12 @@ class Shop:
         images = {str(pod["spec"]["containers"][0]["image"]).rpartition(":")[2] for pod in pods}
         return len(pods) >= self.replicas and images == {tag} and all(is_ready(pod) for pod in pods)
 
-    def records(self, since: datetime, **status: str) -> list[Json]:
-        """Rollback's records of this workload since then, the oldest first."""
+    def records(self, since: datetime, function: str = FUNCTION, **status: str) -> list[Json]:
+        """A function's records of this workload since then, the oldest first."""
         found = [
             record
             for record in self.place.records(self.name, **status)
-            if record["spec"]["function"] == FUNCTION and _created(record) >= since.replace(microsecond=0)
+            if record["spec"]["function"] == function and _created(record) >= since.replace(microsecond=0)
         ]
         return sorted(found, key=_created)
 
@@ -122,11 +122,11 @@ class Shop:
         """Of these the writes of a template."""
         return [one for one in self.writes(since) if "/spec/template" in _paths(one)]
 
-    def tell_what_was_logged(self, since: datetime) -> None:
-        """Add to the timeline what rollback's log says of this workload, and what the audit log has."""
+    def tell_what_was_logged(self, since: datetime, function: str = FUNCTION) -> None:
+        """Add to the timeline what a function's log says of this workload, and of rollback what the audit log has."""
         assert self.place.home is not None, "this plays in the lab alone"
-        for line in lines_of(self.place.home.log(FUNCTION)):
-            ours = f"{self.place.namespace}/{FUNCTION}-{self.name}-" in str(line.get("record", ""))
+        for line in lines_of(self.place.home.log(function)):
+            ours = f"{self.place.namespace}/{function}-{self.name}-" in str(line.get("record", ""))
             if "timestamp" not in line or not ours:
                 continue
             at = datetime.fromisoformat(line["timestamp"])
