@@ -5,6 +5,7 @@ Only what they did below the paths is taken back, since only that has come into 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from kreflex.actions import BlockedError, HopelessError
 from kreflex.git import Clone, Commit, Conflict
 from kreflex.gitops import CONFLICT, ELSEWHERE, OWN_ROLLBACK, SAME_AGAIN, UNKNOWN, inside
 from kreflex.kinds import OWNING
+from kreflex.manifests import bodies, documents
 from kreflex.views import JSON, Ref
 
 AHEAD = "GitAhead"
@@ -71,11 +73,12 @@ async def undoing(clone: Clone, wrong: Wrong) -> Undoing:
     paths = await with_bases(clone, wrong.applied, wrong.paths)
     await _nobody_is_ahead(clone, wrong, paths)
     good = wrong.good or await _found_by_images(clone, wrong, paths)
-    commits = await _since_ours(clone, good, wrong, paths, await _between(clone, good, wrong, paths))
+    commits, then = await _since_ours(clone, good, wrong, paths, await _between(clone, good, wrong, paths))
     await _never_again(clone, wrong, paths, commits, ours)
     tree = await clone.tree_of(clone.head)
     for commit in commits:
         tree = await _without(clone, commit, tree, paths)
+    await _as_it_was(clone, then, wrong, paths, commits, tree)
     files = await clone.changed(await clone.tree_of(clone.head), tree)
     if not files:
         raise HopelessError(f"what {_listed(commits)} did below {_shown(paths)} has been taken back already", ELSEWHERE)
@@ -86,9 +89,10 @@ async def undoing(clone: Clone, wrong: Wrong) -> Undoing:
 async def _nobody_is_ahead(clone: Clone, wrong: Wrong, paths: Sequence[str]) -> None:
     """Leave it to people who are at it already: what they have pushed is not in the cluster yet."""
     newer = await clone.log(f"{wrong.applied}..{clone.head}", paths=paths)
-    if newer:
-        because = f"{_listed(newer)} is newer than what is in the cluster, and may mend it"
-        raise BlockedError(f"{because}: it is waited for", AHEAD)
+    # A merge that has kept the files of one side is in no log of them.
+    if newer or not await _same_trees(clone, wrong.applied, clone.head, paths):
+        what = _listed(newer) or f"{clone.head[:12]}, a merge,"
+        raise BlockedError(f"{what} is newer than what is in the cluster, and may mend it: it is waited for", AHEAD)
 
 
 async def _between(clone: Clone, good: str, wrong: Wrong, paths: Sequence[str]) -> tuple[Commit, ...]:
@@ -111,17 +115,17 @@ async def _between(clone: Clone, good: str, wrong: Wrong, paths: Sequence[str]) 
 
 async def _since_ours(
     clone: Clone, good: str, wrong: Wrong, paths: Sequence[str], commits: tuple[Commit, ...]
-) -> tuple[Commit, ...]:
-    """Leave out what a rollback of ours has taken back since: what it went back to was good."""
+) -> tuple[tuple[Commit, ...], str]:
+    """Leave out what a rollback of ours has taken back since: what it went back to was good, and is told, too."""
     ours = next((one for one in await clone.log(f"{good}..{wrong.applied}", paths=paths) if one.reverts), None)
     if ours is None:
-        return commits
+        return commits, good
     # The oldest that has it is itself, or the merge by which it came.
-    since = [one for one in commits if await clone.has(ours.sha, one.sha)][:-1]
+    *since, arrival = [one for one in commits if await clone.has(ours.sha, one.sha)]
     if not since:
         because = f"{ours} is a rollback of Kreflex itself ({ours.record})"
         raise HopelessError(f"{because}: what it went back to fails as well", OWN_ROLLBACK)
-    return tuple(since)
+    return tuple(since), arrival.sha
 
 
 async def _never_again(
@@ -138,11 +142,33 @@ async def _never_again(
 
 
 async def _same_files(clone: Clone, one: str, other: str, paths: Sequence[str]) -> bool:
+    return any([await clone.tree_of(one, path) for path in paths]) and await _same_trees(clone, one, other, paths)
+
+
+async def _same_trees(clone: Clone, one: str, other: str, paths: Sequence[str]) -> bool:
     trees = [[await clone.tree_of(revision, path) for path in paths] for revision in (one, other)]
-    return any(trees[0]) and trees[0] == trees[1]
+    return trees[0] == trees[1]
+
+
+async def _as_it_was(
+    clone: Clone, then: str, wrong: Wrong, paths: Sequence[str], commits: Sequence[Commit], tree: str
+) -> None:
+    """Refuse what would bring another state than the one that was good: what was merged in between may be part of it.
+
+    Who merges the main branch into his own, and pushes that as the main one, makes all that the others did before look
+    like a part of his merge.
+    """
+    between = await clone.log("--first-parent", f"{then}..{wrong.applied}", paths=paths)
+    if len(between) == len(commits) and not await _same_trees(clone, then, tree, paths):
+        because = f"without {_listed(commits)} it would not be as in {then[:12]}, which was good"
+        raise HopelessError(
+            f"{because}: branches were merged in between in another way; people have to do it", CONFLICT
+        )
 
 
 async def _without(clone: Clone, commit: Commit, tree: str, paths: Sequence[str]) -> str:
+    if not commit.parents:
+        raise HopelessError(f"{commit} has nothing before it, or that is too old to be fetched", UNKNOWN)
     try:
         return await clone.without(commit, tree, paths)
     except Conflict as conflict:
@@ -157,7 +183,7 @@ async def _without(clone: Clone, commit: Commit, tree: str, paths: Sequence[str]
 async def _judged(clone: Clone, wrong: Wrong, plan: Undoing, paths: Sequence[str]) -> Undoing:
     """Tell what would be in the cluster then, as far as files tell that are applied as they are."""
     if await _rendered(clone, plan.head, paths):
-        wide = f"its files also make {_some(wrong.others)}" if wrong.others else ""
+        wide = f"its files also make {_some(wrong.others)}" if wrong.others else _shared(plan.files, wrong.paths)
         return Undoing(plan.head, plan.tree, plan.commits, plan.files, wide=wide)
     before, after = await _manifests(clone, plan.head, plan.files), await _manifests(clone, plan.tree, plan.files)
     touched = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -175,6 +201,12 @@ async def _judged(clone: Clone, wrong: Wrong, plan: Undoing, paths: Sequence[str
     return Undoing(plan.head, plan.tree, plan.commits, plan.files, proof, wide)
 
 
+def _shared(files: Sequence[str], paths: Sequence[str]) -> str:
+    """Tell which files others may be made of, too: a base, a chart, or all that somebody has named beside the path."""
+    outside = [file for file in files if file != paths[0] and not _covers(paths[0], file)]
+    return f"{_some(outside)} is not below {_shown(paths[:1])}, so others may be made of it" if outside else ""
+
+
 async def _rendered(clone: Clone, revision: str, paths: Sequence[str]) -> bool:
     names = {file.rpartition("/")[2] for file in await clone.files(revision, paths)}
     return any(name in _RENDERED or name.endswith((".jsonnet", ".tpl", ".cue")) for name in names)
@@ -187,23 +219,14 @@ async def _manifests(clone: Clone, tree: str, files: Sequence[str]) -> dict[Key,
     """Read the objects in files, by group, kind, namespace and name."""
     found: dict[Key, JSON] = {}
     for file in [name for name in files if name.endswith(MANIFESTS)][:MOST_FILES]:
-        found |= {_key(body): body for body in documents(await clone.content(tree, file))}
+        found |= {_key(body): body for body in await _objects(clone, tree, file)}
     return found
 
 
-def documents(content: bytes) -> Iterator[JSON]:
-    """Read the Kubernetes objects in a file; what is none is left out."""
-    import yaml  # noqa: PLC0415 - a function is started for one event, and few look into Git
-
-    try:
-        bodies = list(yaml.safe_load_all(content))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return
-    for body in bodies:
-        items = body.get("items") if isinstance(body, dict) and body.get("kind") == "List" else [body]
-        for one in items if isinstance(items, list) else []:
-            if isinstance(one, dict) and isinstance(one.get("metadata"), dict) and {"apiVersion", "kind"} <= one.keys():
-                yield one
+async def _objects(clone: Clone, tree: str, file: str) -> list[JSON]:
+    content = await clone.content(tree, file)
+    # Beside the loop: a long file takes seconds, in which others would not be answered.
+    return await asyncio.to_thread(lambda: list(documents(content)))
 
 
 def _key(body: JSON) -> Key:
@@ -223,7 +246,8 @@ def images_in(workload: Mapping[str, object]) -> tuple[str, ...]:
         spec = spec.get(key) if isinstance(spec, Mapping) else None
     if not isinstance(spec, Mapping):
         return ()
-    containers = [one for key in ("containers", "initContainers") for one in spec.get(key) or ()]
+    listed = [spec.get(key) for key in ("containers", "initContainers")]
+    containers = [one for some in listed if isinstance(some, list) for one in some]
     return tuple(sorted(str(one.get("image", "")) for one in containers if isinstance(one, Mapping)))
 
 
@@ -234,9 +258,7 @@ async def _found_by_images(clone: Clone, wrong: Wrong, paths: Sequence[str]) -> 
     file = await _file_of(clone, wrong, files) if plain else None
     earlier = await clone.log("--first-parent", f"-{_LOOK_BACK}", wrong.applied, paths=[file]) if file else []
     for later, commit in pairwise(earlier):
-        read = [
-            body for body in documents(await clone.content(commit.sha, file or "")) if _is(_key(body), wrong.workload)
-        ]
+        read = [body for body in await _objects(clone, commit.sha, file or "") if _is(_key(body), wrong.workload)]
         if any(images_in(body) == wrong.images for body in read):
             # Up to there nothing was wrong, whatever else was committed since.
             return later.parents[0]
@@ -246,7 +268,7 @@ async def _found_by_images(clone: Clone, wrong: Wrong, paths: Sequence[str]) -> 
 
 async def _file_of(clone: Clone, wrong: Wrong, files: Sequence[str]) -> str | None:
     for file in files:
-        if any(_is(_key(body), wrong.workload) for body in documents(await clone.content(wrong.applied, file))):
+        if any(_is(_key(body), wrong.workload) for body in await _objects(clone, wrong.applied, file)):
             return file
     return None
 
@@ -264,13 +286,8 @@ async def with_bases(clone: Clone, revision: str, paths: Sequence[str]) -> tuple
 
 
 async def kustomization(clone: Clone, revision: str, folder: str, name: str) -> object:
-    import yaml  # noqa: PLC0415 - as above
-
     content = await clone.content(revision, f"{folder}/{name}".lstrip("/"))
-    try:
-        return yaml.safe_load(content) if content else None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return None
+    return next(iter(await asyncio.to_thread(bodies, content)), None)
 
 
 def _local(said: object) -> Iterator[str]:

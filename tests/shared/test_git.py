@@ -17,7 +17,8 @@ import uvloop
 from kreflex.actions import BlockedError, HopelessError
 from kreflex.errors import ConflictError, UnavailableError
 from kreflex.git import Access, Clone, GitError, access_of, cloned, environment
-from kreflex.undoing import Undoing, Wrong, documents, images_in, undoing
+from kreflex.manifests import documents
+from kreflex.undoing import Undoing, Wrong, images_in, undoing
 from kreflex.views import Ref
 from lab import git
 
@@ -532,3 +533,45 @@ async def test_what_somebody_left_behind_who_was_killed_is_removed(here: Place) 
     async with await here.cloned():
         assert (old.exists(), new.exists()) == (False, True)
     new.rmdir()
+
+
+async def test_a_merge_that_has_kept_the_files_of_one_side_is_newer_too(here: Place) -> None:
+    good = await first(here)
+    await here.repository.commit("Explain", {"README": "more\n"}, "old")
+    bad = await here.commit("Release cart 2", shop_cart=a_manifest(image="cart:2"))
+    keeps = await here.repository.commit("Merge, ours", {"shop/cart.yaml": a_manifest(), "README": "more\n"}, "main")
+    tree = await git.git("rev-parse", f"{keeps}^{{tree}}", directory=here.repository.directory)
+    branches = await here.repository.branches()
+    sides = ("-p", bad, "-p", branches["old"])
+    made = await git.git("commit-tree", tree.strip(), *sides, "-m", "Merge", directory=here.repository.directory)
+    await git.git("update-ref", "refs/heads/main", made.strip(), directory=here.repository.directory)
+    with pytest.raises(BlockedError) as blocked:
+        await here.plan(bad, good)
+    assert (blocked.value.cause, str(blocked.value)[:12]) == ("GitAhead", made[:12])
+
+
+async def test_what_was_good_is_not_taken_back_with_a_merge_of_the_main_branch_into_another(here: Place) -> None:
+    """The first parent of such a merge is the other branch: all of main looks like its part."""
+    config = "kind: ConfigMap\napiVersion: v1\nmetadata: {name: cart}\ndata: {a: '%s'}\n"
+    await here.repository.commit("Begin cart 2", {"shop/other.yaml": config % "bad"}, "mine")
+    good = await here.commit("Configure", shop_config=config % "good")
+    merged = await here.repository.merge("main", "mine", "Merge main into mine")
+    await git.git("update-ref", "refs/heads/main", merged, directory=here.repository.directory)
+    cause, told = await hopeless(here.plan(merged, good))
+    assert cause == "GitConflict"
+    assert f"it would not be as in {good[:12]}, which was good" in told
+
+
+async def test_what_others_may_be_made_of_is_told(server: git.Server) -> None:
+    base = {"base/kustomization.yaml": "resources: [cart.yaml]\n", "base/cart.yaml": a_manifest(image="cart")}
+    here = Place(await server.make("team/base", {**base, "shop/kustomization.yaml": KUSTOMIZATION}))
+    good = await first(here)
+    bad = await here.commit("Break the base", base_cart=a_manifest(image="cart", more="        command: [no]\n"))
+    plan = await here.plan(bad, good)
+    assert plan.wide == "base/cart.yaml is not below shop, so others may be made of it"
+    broken = await here.commit("Break it here", shop_kustomization=KUSTOMIZATION.replace("'1'", "'2'"))
+    assert (await here.plan(broken, bad)).wide == ""
+
+
+def test_odd_containers_have_no_images() -> None:
+    assert images_in({"spec": {"template": {"spec": {"containers": 5, "initContainers": ["x"]}}}}) == ()
