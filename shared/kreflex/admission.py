@@ -6,7 +6,7 @@ its RBAC, and one about the records and their approvals.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -282,8 +282,10 @@ def files() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the policies into the folder that the first argument names."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "knative")
+    """Write the policies into a folder."""
+    arguments = argparse.ArgumentParser(prog="python -m kreflex.admission", description=main.__doc__)
+    arguments.add_argument("folder", nargs="?", default="knative", type=Path, help="where they are written")
+    folder: Path = arguments.parse_args().folder
     for name, text in files().items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

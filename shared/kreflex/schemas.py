@@ -6,7 +6,7 @@ what pydantic says in ways that Kubernetes forbids (`anyOf` with null, `const`, 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,10 @@ def render(body: JSON) -> str:
 
 
 def main() -> None:
-    """Write the CRDs into the folder that the first argument names."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "knative/crds")
+    """Write the CRDs into a folder."""
+    arguments = argparse.ArgumentParser(prog="python -m kreflex.schemas", description=main.__doc__)
+    arguments.add_argument("folder", nargs="?", default="knative/crds", type=Path, help="where they are written")
+    folder: Path = arguments.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, body in all_crds().items():
         (folder / name).write_text(render(body))
