@@ -348,7 +348,8 @@ async def way_back(trouble: Trouble, failing: Failing) -> ByGit | RevertTemplate
     if isinstance(helm, Held):
         return held_by_helm(trouble, helm, f"{because}. ")
     if helm is not None:
-        return by_helm(trouble, helm, failing.to, because)
+        whole = course(named(release.current), named(failing.to), whole_chart=True)
+        return by_helm(trouble, helm, failing.to, because, whole)
     return live(trouble, failing.to, because)
 
 
@@ -357,7 +358,7 @@ def live(trouble: Trouble, to: Revision, because: str) -> RevertTemplate | Refus
     if only_configured(trouble.release.current.template, to.template):
         lost = "only a checksum of its configuration was changed in the template: undo the change of what it is for"
         return trouble.refuse(f"{because}. {lost}", "Config")
-    whole = course(named(trouble.release), f"{to.number}/{to.hash}")
+    whole = course(named(trouble.release.current), named(to))
     return RevertTemplate(because=because, release=trouble.release, to=to, episode=trouble.episode, course=whole)
 
 
@@ -376,17 +377,27 @@ async def by_git(trouble: Trouble, to: Revision, manager: Manager, because: str)
     return step_to_suspend(replace(way, course=step.course), begun, trouble.world.now()) or step
 
 
-async def on_by_git(trouble: Trouble) -> ByGit | RevertTemplate:
+async def on_by_git(trouble: Trouble) -> ByGit | EvictStuck | RevertTemplate:
     """Go on with what was pushed or proposed, whatever the pods do meanwhile."""
-    release, now = trouble.release, trouble.world.now()
-    if release.current.hash != trouble.episode.partition("/")[0]:
-        return Skip(f"{release.current} has come instead of the bad version")
+    release, now, bad = trouble.release, trouble.world.now(), trouble.episode.partition("/")[0]
     manager = await manager_of(release.body, trouble.world.cluster, trouble.settings.argocd_namespace)
+    if release.current.hash != bad:
+        came = Skip(f"{release.current} has come instead of the bad version")
+        return unstick(trouble, bad, approved_by_git(trouble, manager)) or waiting(trouble) or came
     to = last_healthy(release, trouble.rules, now)
     if manager is None or to is None:
         missing = "what wrote it from Git" if manager is None else "a healthy revision"
         return trouble.refuse(f"{missing} is not known any more, and {release.current} is still there", "Git")
     return await by_git(trouble, to, manager, f"{release.current} fails")
+
+
+def approved_by_git(trouble: Trouble, manager: Manager | None) -> str:
+    """Tell the whole in the words of the step that has brought what is there now."""
+    release, rules = trouble.release, trouble.rules.git
+    if manager is None:
+        return course(trouble.episode, named(release.current))
+    way = WayInGit(release=release, to=release.current, by=manager, rules=rules, because="", episode=trouble.episode)
+    return way.plan
 
 
 def held_by_helm(trouble: Trouble, held: Held, because: str = "") -> Defer | Refuse:
@@ -396,9 +407,8 @@ def held_by_helm(trouble: Trouble, held: Held, because: str = "") -> Defer | Ref
     return trouble.refuse(f"{because}{held.because}", held.cause, held.again)
 
 
-def by_helm(trouble: Trouble, undo: Undo, to: Revision, because: str) -> RollBackHelm:
+def by_helm(trouble: Trouble, undo: Undo, to: Revision, because: str, whole: str) -> RollBackHelm:
     """Have Helm go back, with all that is in the chart."""
-    whole = f"roll {undo.installation} back from revision {undo.bad} to {undo.good}, with all of its chart"
     return RollBackHelm(
         because=because,
         release=trouble.release,
@@ -410,14 +420,14 @@ def by_helm(trouble: Trouble, undo: Undo, to: Revision, because: str) -> RollBac
     )
 
 
-def named(release: Release) -> str:
-    """Name the present revision as the annotations of a rollback do."""
-    return f"{release.current.number}/{release.current.hash}"
+def named(revision: Revision) -> str:
+    """Name a revision as the annotations of a rollback do."""
+    return f"{revision.number}/{revision.hash}"
 
 
-def course(from_: str, to: str) -> str:
+def course(from_: str, to: str, *, whole_chart: bool = False) -> str:
     """Tell the whole remediation in words that stay the same in each of its steps."""
-    return f"roll back from {from_} to {to}"
+    return f"roll back from {from_} to {to}" + (", with all of its chart by Helm" if whole_chart else "")
 
 
 async def go_on(trouble: Trouble) -> ByGit | EvictStuck | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
@@ -433,9 +443,10 @@ async def on_live(trouble: Trouble) -> EvictStuck | RollBackHelm | Defer | Refus
     """See that the template is back, and free it from pods that are stuck."""
     release, notes = trouble.release, trouble.workload.annotations
     bad, good = (notes.get(name, "").rpartition("/")[2] for name in (BACK_FROM, BACK_TO))
+    whole = course(notes.get(BACK_FROM, ""), notes.get(BACK_TO, ""), whole_chart=bool(took(trouble, RollBackHelm)))
     helm = await helm_went(release, trouble.record, trouble.rules, trouble.world.cluster)
     if isinstance(helm, Undo):
-        return by_helm(trouble, helm, release.current, "its Job is not there")
+        return by_helm(trouble, helm, release.current, "its Job is not there", whole)
     if helm is not None and (helm.until is None or release.current.hash != good):
         return held_by_helm(trouble, helm)
     if release.current.hash == bad:
@@ -444,16 +455,9 @@ async def on_live(trouble: Trouble) -> EvictStuck | RollBackHelm | Defer | Refus
         )
     if release.current.hash != good:
         return Skip(f"{release.current} has been released meanwhile")
-    stuck = stuck_pods(release, bad)
-    if stuck:
-        names = ", ".join(pod.ref.name for pod in stuck[:3])
-        return EvictStuck(
-            because=f"{names} of the bad version is never Ready, and keeps {trouble.workload.ref} from going back",
-            release=release,
-            pods=stuck,
-            episode=trouble.episode,
-            course=course(notes[BACK_FROM], notes[BACK_TO]),
-        )
+    stuck = unstick(trouble, bad, whole)
+    if stuck is not None:
+        return stuck
     if helm is not None:
         return held_by_helm(trouble, helm)
     return waiting(trouble) or Skip(f"its template is that of {release.current} again")
@@ -478,10 +482,27 @@ def stuck_pods(release: Release, bad: str) -> tuple[Pod, ...]:
     return tuple(pod for pod in release.pods.get(bad, ()) if not pod.ready and not pod.terminating)
 
 
+def unstick(trouble: Trouble, bad: str, whole: str) -> EvictStuck | None:
+    """Evict the pods of the bad version that a StatefulSet waits for; `whole` is what was approved."""
+    release = trouble.release
+    stuck = stuck_pods(release, bad)
+    if not stuck:
+        return None
+    names = ", ".join(pod.ref.name for pod in stuck[:3])
+    return EvictStuck(
+        because=f"{names} of the bad version is never Ready, and keeps {trouble.workload.ref} from going back",
+        release=release,
+        pods=stuck,
+        episode=trouble.episode,
+        course=whole,
+    )
+
+
 def waiting(trouble: Trouble) -> Defer | None:
     """Watch a StatefulSet until all its pods are back: the next of them may be stuck as well."""
     release, signal, now = trouble.release, trouble.signal, trouble.world.now()
-    begun = signal.course.begun_at if isinstance(signal, WorkloadSignal) and signal.course else now
+    course_ = signal.course if isinstance(signal, WorkloadSignal) else None
+    begun = max((step.last for step in course_.steps), default=course_.begun_at) if course_ else now
     left = any(not pod.ready for pod in release.new_pods) or not release.complete
     if release.workload.ref.kind != "StatefulSet" or not left or now >= begun + RETURN * trouble.rules.patience:
         return None

@@ -15,6 +15,7 @@ from kreflex import (
     BACK_TO,
     Course,
     Defer,
+    EvictStuck,
     Ineffective,
     PodSignal,
     Recovered,
@@ -513,6 +514,78 @@ async def test_a_rollback_that_its_controller_never_sees_is_for_people(ago: int,
     answer = await decision(BAD, OLD, deployment=late, signal=a_course(taken("RevertTemplate")))
     expected = Refuse(f"{because}, for 10m: does it run?", "NotSeen") if given_up else Defer(because, NOW + 2 * SECOND)
     assert answer == expected
+
+
+def a_stateful_set(annotations: JSON) -> list[JSON]:
+    """Of two pods one is of the bad version still, and never Ready: the controller waits for it."""
+    ref = Ref("apps/v1", "StatefulSet", "shop", "shop", SHOP.uid)
+    revisions = [
+        {
+            "kind": "ControllerRevision",
+            "metadata": {
+                "namespace": "shop",
+                "name": f"shop-h{number}",
+                "uid": f"uid-revision-{number}",
+                "creationTimestamp": stamp(NOW - (CHANGED if number > 1 else DAY)),
+                "ownerReferences": owned_by(ref),
+            },
+            "revision": 3 if number == 1 else number,
+            "data": {"spec": {"template": {"$patch": "replace", **a_template(f"shop:{number}")}}},
+        }
+        for number in (1, 2)
+    ]
+    body = {**a_deployment(1, annotations), "kind": "StatefulSet"}
+    body["status"] = {"observedGeneration": 5, "updateRevision": "shop-h1", "readyReplicas": 0}
+    pod = the_pod_of(2, bad=True)
+    pod["metadata"] |= {"ownerReferences": owned_by(ref), "labels": {"controller-revision-hash": "shop-h2"}}
+    return [body, *revisions, pod]
+
+
+SET_PATHS = {
+    **PATHS,
+    "StatefulSet": "/apis/apps/v1/namespaces/shop/statefulsets",
+    "ControllerRevision": "/apis/apps/v1/namespaces/shop/controllerrevisions",
+}
+APPLICATION = {
+    "kind": "Application",
+    "metadata": {"namespace": "argocd", "name": "shop", "uid": "uid-app", "resourceVersion": "1"},
+    "spec": {"source": {"repoURL": "https://git.example.com/shop.git", "path": "shop"}},
+    "status": {"resources": [{"group": "apps", "kind": "StatefulSet", "namespace": "shop", "name": "shop"}]},
+}
+PLAN = "propose a commit for the default branch of https://git.example.com/shop.git that brings back"
+
+
+@pytest.mark.parametrize(
+    ("steps", "annotations", "whole"),
+    [
+        (
+            ["RevertTemplate"],
+            {BACK_BY: RECORD, BACK_FROM: "2/shop-h2", BACK_TO: "1/shop-h1"},
+            "roll back from 2/shop-h2 to 1/shop-h1",
+        ),
+        (
+            ["PushRevert", "RequestSync"],
+            {"argocd.argoproj.io/tracking-id": "shop:apps/StatefulSet:shop/shop"},
+            f"{PLAN} shop-h1 instead of shop-h2",
+        ),
+    ],
+    ids=["live", "by Git"],
+)
+async def test_a_stateful_set_is_freed_from_the_bad_pod_that_it_waits_for_whoever_went_back(
+    steps: list[str], annotations: JSON, whole: str
+) -> None:
+    bodies = [*a_stateful_set(annotations), APPLICATION]
+    api = CannedApi({f"{SET_PATHS[body['kind']]}/{body['metadata']['name']}": body for body in bodies})
+    course = Course(RECORD, NOW - DAY, tuple(map(taken, steps)))
+    told = replace(SIGNAL, kind="StatefulSet", source="record", episode="shop-h2/2", course=course)
+    answer = await decide(told, api.world(), RollbackSettings())
+    assert isinstance(answer, EvictStuck), answer
+    assert ([pod.ref.name for pod in answer.pods], answer.course) == (["shop-2-a"], whole)
+    del api.objects[f"{PATHS['Pod']}/shop-2-a"]
+    # The next one may be stuck as well.
+    assert await decide(told, api.world(), RollbackSettings()) == Defer(
+        "its pods come back one by one", NOW + 2 * SECOND
+    )
 
 
 async def test_an_attempt_that_was_cut_off_before_its_write_is_made_again() -> None:
