@@ -220,7 +220,7 @@ def judge(
     target = last_healthy(release, rules, now)
     base = target or next(iter(release.earlier), None)
     if base is None:
-        return Elsewhere("FirstRelease", f"{_story(release, found)}; it has no earlier revision: it never worked")
+        return _alone(release, found)
     elsewhere = (
         _too_late(release, found, rules)
         or _restarted(release, found, target)
@@ -537,6 +537,13 @@ def _others_are_well(release: Release, found: Findings, limits: Limits, now: dat
         return None
     story = f"{_story(release, found)}; {len(fine)} others of it have been Ready for long enough"
     return Elsewhere("SomePods", story, _SOME)
+
+
+def _alone(release: Release, found: Findings) -> Elsewhere:
+    if release.current.number > 1:
+        why = "none of its earlier revisions is kept (spec.revisionHistoryLimit): release a mended one"
+        return Elsewhere("NoHealthyRevision", f"{_story(release, found)}; {why}")
+    return Elsewhere("FirstRelease", f"{_story(release, found)}; it has no earlier revision: it never worked")
 
 
 def _nothing_healthy(release: Release, found: Findings, rules: Releases) -> Elsewhere:

@@ -413,6 +413,12 @@ def test_the_first_release_has_nothing_before_it() -> None:
     assert judged(release) == Elsewhere("FirstRelease", f"{story}; it has no earlier revision: it never worked")
 
 
+def test_earlier_revisions_that_nobody_keeps_can_t_be_gone_back_to() -> None:
+    told = judged(a_release(looping(2), revisions=(a_revision(2),), healthy=()))
+    why = "none of its earlier revisions is kept (spec.revisionHistoryLimit): release a mended one"
+    assert told == Elsewhere("NoHealthyRevision", f"{CRASHES}; {why}")
+
+
 def test_no_earlier_revision_was_ever_seen_healthy() -> None:
     known = "none of its 1 earlier revisions is known to have been healthy for 5m"
     todo = "choose one by hand (kubectl rollout undo --to-revision), or release a mended one"
