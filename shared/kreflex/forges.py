@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
 
 from kreflex.actions import BlockedError
+from kreflex.addresses import address_of
 from kreflex.git import Access
 from kreflex.gitops import DENIED
 from kreflex.views import JSON
@@ -41,6 +41,8 @@ class _Dialect:
     shown: Callable[[str], str]
     state: Callable[[JSON], State]
     head: Callable[[JSON], str]
+    # Anybody may propose something from a copy of a repository, in a branch that is called as ours.
+    own: Callable[[JSON], bool]
     page: str = "html_url"
 
 
@@ -72,6 +74,11 @@ def _ref(pull: JSON) -> str:
     return str((pull.get("head") or {}).get("ref", ""))
 
 
+def _unforked(pull: JSON) -> bool:
+    head, base = ((pull.get(side) or {}).get("repo") or {} for side in ("head", "base"))
+    return bool(head.get("id") == base.get("id"))
+
+
 _DIALECTS = {
     "GitHub": _Dialect(
         pulls=lambda name: f"/repos/{name}/pulls",
@@ -80,6 +87,7 @@ _DIALECTS = {
         shown=lambda token: f"Bearer {token}",
         state=_of_github,
         head=_ref,
+        own=_unforked,
     ),
     "GitLab": _Dialect(
         pulls=lambda name: f"/projects/{quote(name, safe='')}/merge_requests",
@@ -88,6 +96,7 @@ _DIALECTS = {
         shown=lambda token: f"Bearer {token}",
         state=_of_gitlab,
         head=lambda pull: str(pull.get("source_branch", "")),
+        own=lambda pull: pull.get("source_project_id") == pull.get("target_project_id"),
         page="web_url",
     ),
     "Gitea": _Dialect(
@@ -98,6 +107,7 @@ _DIALECTS = {
         shown=lambda token: f"token {token}",
         state=_of_gitea,
         head=_ref,
+        own=_unforked,
     ),
 }
 
@@ -119,7 +129,7 @@ class Forge:
         status, answer = await self._ask("GET", f"{dialect.pulls(self.repository)}?{query}")
         if status != 200 or not isinstance(answer, list):
             raise self._blocked(status, answer)
-        found = next((one for one in answer if dialect.head(one) == head), None)
+        found = next((one for one in answer if dialect.head(one) == head and dialect.own(one)), None)
         return None if found is None else Proposal(str(found.get(dialect.page, "")), dialect.state(found))
 
     async def propose(self, head: str, base: str, title: str, text: str) -> Proposal:
@@ -130,7 +140,7 @@ class Forge:
         dialect = _DIALECTS[self.kind]
         wanted = dialect.wanted(title, text, head, base)
         status, answer = await self._ask("POST", dialect.pulls(self.repository), wanted)
-        if status == 201:
+        if status == 201 and isinstance(answer, dict):
             return Proposal(str(answer.get(dialect.page, "")), dialect.state(answer))
         # Another process of ours may have been faster.
         known = await self.proposal(head, base) if status in {409, 422} else None
@@ -179,6 +189,5 @@ def _read(content: bytes) -> Any:
 
 def repository_in(url: str) -> str:
     """Tell the name of a repository, with its owner, from its address."""
-    short = re.fullmatch(r"[\w.-]+@[\w.-]+:(?!//)(.*)", url)
-    path = short.group(1) if short else urlsplit(url).path
-    return path.strip("/").removesuffix(".git")
+    address = address_of(url)
+    return address.name if address is not None else ""

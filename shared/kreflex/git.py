@@ -27,8 +27,9 @@ from kreflex.gitops import DENIED, PROTECTED, UNKNOWN
 from kreflex.views import JSON
 
 UNREACHABLE = "GitUnreachable"
-# Older history is not looked at: a release that was good a few hundred commits ago is for people.
-DEPTH = 500
+# Older history is not looked at. Where 200 applications share a repository, 500 commits are two or three of each; 5,000
+# took 0.4 s and 2.5 MB to fetch there, without contents.
+DEPTH = 5000
 # No file that git writes may be larger, in blocks of 512 bytes; a pack without contents is far below that.
 _BLOCKS = 256 * 1024 * 2
 _MOST_OUTPUT, _MOST_FILE = 32 * 1024 * 1024, 1024 * 1024

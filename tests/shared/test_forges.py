@@ -137,8 +137,26 @@ async def test_a_redirect_is_not_followed_with_a_token() -> None:
     ],
 )
 async def test_each_forge_has_its_own_words(kind: str, pull: dict[str, Any], state: str) -> None:
+    assert await told(kind, pull) == Proposal("p", state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pull"),
+    [
+        ("GitHub", {"head": {"ref": HEAD, "repo": {"id": 2}}, "base": {"repo": {"id": 1}}}),
+        ("GitHub", {"head": {"ref": HEAD, "repo": None}, "base": {"repo": {"id": 1}}}),
+        ("Gitea", {"head": {"ref": HEAD, "repo": {"id": 2}}, "base": {"repo": {"id": 1}}}),
+        ("GitLab", {"source_project_id": 2, "target_project_id": 1}),
+    ],
+)
+async def test_what_somebody_proposes_from_a_copy_is_not_ours(kind: str, pull: dict[str, Any]) -> None:
+    assert await told(kind, {"state": "closed", **pull}) is None
+
+
+async def told(kind: Any, pull: dict[str, Any]) -> Proposal | None:
+    """Ask a forge that knows one pull request, of our branch."""
     body = json.dumps(
-        [{**pull, "head": {"ref": HEAD}, "source_branch": HEAD, "html_url": "p", "web_url": "p"}]
+        [{"head": {"ref": HEAD}, "source_branch": HEAD, "html_url": "p", "web_url": "p", **pull}]
     ).encode()
 
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,9 +169,13 @@ async def test_each_forge_has_its_own_words(kind: str, pull: dict[str, Any], sta
     server = await asyncio.start_server(answers, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
-        assert await Forge(kind, url, "team/shop", Access()).proposal(HEAD, "main") == Proposal("p", state)  # type: ignore[arg-type]
+        return await Forge(kind, url, "team/shop", Access()).proposal(HEAD, "main")
 
 
 def test_the_name_of_a_repository_is_in_its_address() -> None:
     urls = ("https://github.com/team/shop.git", "git@github.com:team/shop.git", "ssh://git@host:22/team/deep/shop")
     assert [repository_in(url) for url in urls] == ["team/shop", "team/shop", "team/deep/shop"]
+
+
+def test_an_address_is_no_way_to_another_request() -> None:
+    assert repository_in("git@github.com:../user/repos?name=x") == ""
