@@ -25,7 +25,7 @@ _LAB_ONLY = {
     "bad-release-gitops": _TAGS,
     "bad-canary": "takes the lab's Prometheus",
 }
-KINDS = ("deployment", "statefulset", "daemonset", "rollout")
+KINDS = ("deployment", "statefulset", "daemonset", "helm", "rollout")
 
 
 def run(name: str, home: Home, arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -19,7 +19,7 @@ from lab.cluster import ControlPlane
 from lab.rollouts import HASH, PAUSE, weight
 from lab.scenarios.place import Json, Place, is_ready
 from lab.scenarios.rules import own_policy
-from lab.scenarios.shop import PATIENCE, Shop, controller
+from lab.scenarios.shop import PATIENCE, Shop, open_shop
 from lab.scenarios.timeline import ScenarioFailed, say
 from lab.scenarios.writes import Write, written
 from lab.visitor import Visitor
@@ -123,11 +123,11 @@ async def play(place: Place) -> None:
     assert place.home is not None, "this plays in the lab alone"
     place.tells_pods = False
     async with (
-        controller(place, "Rollout"),
+        open_shop(place, "Rollout") as shop,
         Visitor(place.home) as plane,
         own_policy(place, plane.api, canary=COMPARISON),
     ):
-        canary = Canary(Shop(place, "Rollout", replicas=REPLICAS), plane)
+        canary = Canary(replace(shop, replicas=REPLICAS), plane)
         steps = [weight(SHARE), _LATER, weight(50), PAUSE]
         body = rollouts.canary("shop", REPLICAS, steps, workloads.release("v1"), **rollouts.through_nginx("shop"))
         say(f"waiting for {REPLICAS} pods of the stable version")

@@ -33,6 +33,11 @@ class Shop:
     _told: set[str] = field(default_factory=set)
 
     @property
+    def title(self) -> str:
+        """What is released, as people say it."""
+        return self.kind
+
+    @property
     def path(self) -> str:
         """The path of the workload."""
         return f"{self._collection}/{self.name}"
@@ -122,6 +127,11 @@ class Shop:
         """Of these the writes of a template."""
         return [one for one in self.writes(since) if "/spec/template" in _paths(one)]
 
+    async def check_undone(self, since: datetime) -> None:
+        """Raise ScenarioFailed unless rollback has written the template back, once."""
+        if len(self.templates(since)) != 1:
+            raise ScenarioFailed(f"the audit log has {len(self.templates(since))} writes of the template, not one")
+
     def tell_what_was_logged(self, since: datetime, function: str = FUNCTION) -> None:
         """Add to the timeline what a function's log says of this workload, and of rollback what the audit log has."""
         assert self.place.home is not None, "this plays in the lab alone"
@@ -164,10 +174,10 @@ def _created(record: Json) -> datetime:
 
 
 @asynccontextmanager
-async def controller(place: Place, kind: str) -> AsyncIterator[None]:
-    """Run the controller of a kind that is no part of Kubernetes, for as long as the scenario plays."""
+async def open_shop(place: Place, kind: str) -> AsyncIterator[Shop]:
+    """Give a shop of a kind, with the controller of one that is no part of Kubernetes."""
     if kind != "Rollout":
-        yield
+        yield Shop(place, kind)
         return
     assert place.home is not None, "this plays in the lab alone"
     if Toolchain().find(rollouts.PROGRAM) is None:
@@ -176,4 +186,4 @@ async def controller(place: Place, kind: str) -> AsyncIterator[None]:
         say("installing Argo Rollouts, whose own controller rolls out")
         await rollouts.install(plane)
         async with rollouts.running(plane):
-            yield
+            yield Shop(place, kind)

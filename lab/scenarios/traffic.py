@@ -62,12 +62,13 @@ class StandIn:
 
 @asynccontextmanager
 async def traffic(place: Place, service: str) -> AsyncIterator[Count]:
-    """Send requests to a Service of this name, which is made, until the block ends."""
+    """Send requests to a Service of this name, which is made if need be, until the block ends."""
     body = {
         "metadata": {"name": service},
         "spec": {"selector": {"app": service}, "ports": [{"port": 80}]},
     }
-    await place.writer.create(place.path("services"), body)
+    if await place.reader.get(place.path(f"services/{service}")) is None:
+        await place.writer.create(place.path("services"), body)
     stand_in = StandIn(place, service)
     application = web.Application()
     application.router.add_get("/", stand_in.answer)

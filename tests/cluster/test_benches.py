@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cold_start, drain, duplicates, farm, fleet, irrelevant, memory, reflex, rig
+from bench import cold_start, drain, duplicates, farm, fleet, irrelevant, memory, reflex, rig, rollback
 from kreflex.cluster import Reader, Transport
 from kreflex.credentials import load_credentials
 from kreflex.nodes import node_view
@@ -119,3 +119,33 @@ async def test_a_node_is_emptied_as_its_budgets_allow_and_no_pod_is_evicted_twic
     assert found["holds"]
     assert (found["evictions_of_a_node"], found["evicted_twice"], found["budgets_broken"]) == ([9], 0, [])
     assert found["ratio"] > 0
+
+
+async def test_a_bad_release_is_healed_and_one_without_room_is_not_rolled_back(tmp_path: Path) -> None:
+    played = rollback.cases(2, "quota")
+    with Ports() as ports:
+        async with rig.cluster(tmp_path / "rollback", 0, folders=(rollback.FOLDER,)) as plane:
+            found = await rollback.run(plane, ports, played, 4, verbose=False)
+    assert found["holds"], found
+    assert (found["bad"], found["others"], found["healed"], found["false_rollbacks"]) == (2, 2, 2, 0)
+    assert found["causes"] == {"Quota": 1, "nothing recorded": 1}
+    assert found["verdicts"] == {"Recovered": 2}
+
+
+def test_any_write_to_what_is_not_to_blame_is_a_false_rollback() -> None:
+    bad, innocent = rollback.cases(1, "quota")
+    bad.where, innocent.where, bad.healed = "one", "two", True
+    back = rollback.Write("one", "patch", "deployments", "shop", of_template=True)
+    evicted = rollback.Write("two", "create", "pods", "shop-0", of_template=False)
+    assert rollback.figures([bad, innocent], [back], 1)["holds"]
+    found = rollback.figures([bad, innocent], [back, evicted], 1)
+    assert (found["false_rollbacks"], found["holds"]) == (1, False)
+    found = rollback.figures([bad, innocent], [back, back], 1)
+    assert (found["rolled_back_twice"], found["holds"]) == ([bad.name], False)
+
+
+def test_the_cases_are_as_many_of_each_side_by_turns() -> None:
+    played = rollback.cases(100)
+    assert [case.story.blamed for case in played] == [True, False] * 100
+    assert len({(case.story.name, case.kind) for case in played}) > 90
+    assert {case.kind for case in played} == {"Deployment", "StatefulSet", "DaemonSet"}

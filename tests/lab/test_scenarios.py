@@ -1,6 +1,7 @@
 """The scenarios, run as a person runs them. Each checks itself by the audit log; its exit code is the answer."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -55,6 +56,25 @@ async def test_a_useless_deletion_is_stopped_and_told_to_people(home: Home) -> N
     assert code == 0, output
     assert output.count("answered 201") == 3
     assert "did not help" in output
+
+
+async def test_a_bad_release_is_taken_back_once_and_one_that_is_not_to_blame_is_left_alone(home: Home) -> None:
+    code, output = await scenario(home, "bad-release")
+
+    assert code == 0, output
+    acts = [
+        [word for word in words_of(act) if word in {"step", "verdict", "refused"}]
+        for act in re.split("The same bad version again|A dependency is down", output)
+    ]
+    assert acts == [["step", "verdict"], ["refused"], ["refused"]], output
+    assert "requests at 50 a second" in output
+    assert "SameVersionAgain" in output
+    assert "by Dependency" in output
+
+
+def words_of(told: str) -> list[str]:
+    """The words of a timeline's lines."""
+    return [line.split()[2] for line in told.splitlines() if " s  " in line]
 
 
 async def test_a_cluster_of_ones_own_needs_a_yes(home: Home) -> None:
