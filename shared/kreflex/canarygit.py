@@ -11,7 +11,7 @@ from kreflex.actions import register
 from kreflex.canaries import Canary
 from kreflex.cluster import Reader, Writer
 from kreflex.decisions import Defer, Refuse
-from kreflex.edits import Edit, Number, Place, editing, shown
+from kreflex.edits import Edit, Number, Place, editing
 from kreflex.git import RECORD_TRAILER, Clone, cloned
 from kreflex.gitactions import (
     SECRETS,
@@ -217,7 +217,7 @@ async def step_by_git(
     """Choose the next step: set the numbers to 0 in Git, wait for people who merge it, and for its arrival."""
     pushed = taken_to_its_end(course, PushEdit) or taken_to_its_end(course, ProposeEdit)
     if pushed is not None:
-        said = ", ".join(f"{one.ref} has {shown(one.place).rpartition('.')[2]} {one.now}" for one in way.numbers)
+        said = ", ".join(f"{one.ref} has {one.place[-1]} {one.now}" for one in way.numbers)
         return await followed(Change(way.remedy, way.by, way.rules, said), pushed, course, world)
     for one in way.numbers:
         if one.by.held:

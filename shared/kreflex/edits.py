@@ -13,6 +13,7 @@ from typing import Any
 from kreflex.actions import BlockedError, HopelessError
 from kreflex.git import Clone
 from kreflex.gitops import ELSEWHERE, UNKNOWN, Manager
+from kreflex.manifests import bodies, documents
 from kreflex.undoing import AHEAD, KUSTOMIZE, MANIFESTS, MOST_FILES, kustomization, with_bases
 from kreflex.views import JSON, Ref
 
@@ -101,7 +102,7 @@ async def _file_of(clone: Clone, number: Number) -> str:
         raise HopelessError(f"{by} brings {len(files)} files: which of them has {ref}, nobody looks up", ELSEWHERE)
     if files:
         await clone.fetch_contents(clone.head, files)
-    found = [name for name in files if any(_is(one, ref) for one in _objects(await clone.content(clone.head, name)))]
+    found = [name for name in files if any(_is(one, ref) for one in documents(await clone.content(clone.head, name)))]
     if len(found) != 1:
         told = f"{len(found)} files" if found else "no file"
         raise HopelessError(f"{told} of what {by} brings has {ref} as it is: set {number} to 0 in Git", ELSEWHERE)
@@ -112,9 +113,7 @@ async def _as_they_are(clone: Clone, names: Sequence[str]) -> None:
     for name in names:
         folder, _, last = name.rpartition("/")
         if last in _RENDERED or last.endswith(_RENDERED_ENDS):
-            raise HopelessError(
-                f"manifests are rendered by {name}: what makes a weight of them is for people", ELSEWHERE
-            )
+            raise HopelessError(f"{name} renders what is applied: take the canary's traffic away there", ELSEWHERE)
         said = await kustomization(clone, clone.head, folder, last) if last in KUSTOMIZE else {}
         strange = sorted(set(said) - _AS_IT_IS) if isinstance(said, dict) else ["no mapping"]
         if strange:
@@ -156,7 +155,7 @@ def _only_that(before: str, after: str, number: Number) -> None:
 
 def _unshared(text: str) -> list[Any]:
     """Read a file so that what an anchor stands for is there as often as it is named."""
-    read: list[Any] = json.loads(json.dumps(list(_read(text)), default=str))
+    read: list[Any] = json.loads(json.dumps(bodies(text), default=str))
     return read
 
 
@@ -205,23 +204,8 @@ def _plain(node: Any) -> Any:
     return yaml.SafeLoader("").construct_document(node)
 
 
-def _read(text: str) -> Iterator[Any]:
-    import yaml  # noqa: PLC0415 - as above
-
-    yield from yaml.safe_load_all(text)
-
-
-def _objects(content: bytes) -> Iterator[JSON]:
-    import yaml  # noqa: PLC0415 - as above
-
-    try:
-        yield from _flat(list(_read(content.decode())))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return
-
-
-def _flat(bodies: Sequence[Any]) -> Iterator[Any]:
-    for body in bodies:
+def _flat(read: Sequence[Any]) -> Iterator[Any]:
+    for body in read:
         items = body.get("items") if isinstance(body, dict) and body.get("kind") == "List" else [body]
         yield from items if isinstance(items, list) else []
 
