@@ -13,11 +13,14 @@ from functions.canary_aborter import main as aborter
 from kreflex import admission, rights
 from kreflex.actions import Action
 from kreflex.canaries import CANARY_OF, Canary, canary_of
+from kreflex.canarygit import ForgetSuspendedShares, NoteSuspendedShare
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.errors import ApiError, ConflictError, DeniedError
+from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.nodes import MARK
 from kreflex.reflex import Arc
+from kreflex.remedies import Live, Remedy
 from kreflex.rollouts import AbortRollout, PauseRollout, ResumeAborted
 from kreflex.serve import REFLEXES
 from kreflex.settings import CoreSettings
@@ -346,6 +349,33 @@ async def test_admission_lets_no_weight_rise(lab: Lab) -> None:
     with pytest.raises(DeniedError, match="none to more"):
         await lab.writer.merge(f"/apis/{ROUTES}/namespaces/{here}/httproutes/shop", {"spec": {"rules": rules}})
     assert lab.writes(here) == []
+
+
+async def test_a_weight_that_git_owns_is_written_only_after_a_note_of_its_suspended_sync(
+    lab: Lab,
+) -> None:
+    here = await lab.make(*pair(), *nginx())
+    path = f"/apis/{INGRESSES}/namespaces/{here}/ingresses/shop-canary"
+    await lab.plane.api.patch(path, {"metadata": {"labels": {"kustomize.toolkit.fluxcd.io/name": "shop"}}})
+    canary = await lab.canary(here)
+    with pytest.raises(DeniedError, match=f"Git owns {NGINX_WEIGHT} of it: change it there"):
+        await lab.apply(TakeTraffic(**step(canary), share=canary.shares[0]))
+    both = {"annotations": {NGINX_WEIGHT: "0", SYNC_SUSPENDED: MINE}}
+    with pytest.raises(DeniedError, match="Git owns"):
+        await lab.writer.merge(path, {"metadata": both})
+
+    remedy = Remedy(canary.workload, canary.labels, HASH)
+    (share,) = canary.shares
+    lives = (Live(canary.workload.ref, canary.workload.annotations), Live(share.ref, share.annotations))
+    for one in lives:
+        await lab.apply(NoteSuspendedShare("it fails", remedy=remedy, lives=lives, noted=one.ref))
+    noted = await lab.canary(here)
+    await lab.apply(TakeTraffic(**step(noted), share=noted.shares[0]))
+    assert [share.weight for share in (await lab.canary(here)).shares] == [0]
+
+    await lab.apply(ForgetSuspendedShares("it is resumed", remedy=remedy, lives=lives))
+    left = [await lab.get(kind, here, "shop-canary") for kind in ("Deployment", "Ingress")]
+    assert [SYNC_SUSPENDED in one["metadata"]["annotations"] for one in left] == [False, False]
 
 
 # Rollouts
