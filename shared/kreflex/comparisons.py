@@ -29,6 +29,8 @@ _PLACE = re.compile(r"\{(namespace|workload|hash|pods|service)\}")
 # Of a name that the API server makes, so much is kept of what stands before its random end
 # (k8s.io/apiserver, pkg/storage/names/generate.go).
 _KEPT = 58
+# A longer list of names is no query any more.
+_MOST_NAMES = 100
 _LOOPS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "InvalidImageName"})
 _LOOPS |= {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
@@ -47,7 +49,17 @@ class Side:
     def pattern(self) -> str:
         """A regular expression of the names that its pods have and had."""
         parts = (self.workload, self.hash) if self.hash else (self.workload,)
-        return re.sub(r"\.", "[.]", f"{'-'.join(parts)}-"[:_KEPT]) + "[a-z0-9-]+"
+        return _exactly(f"{'-'.join(parts)}-"[:_KEPT]) + "[a-z0-9-]+"
+
+    @property
+    def present(self) -> str:
+        """A regular expression of the pods that it has now: those of an earlier try of the same version don't count."""
+        names = [pod.ref.name for pod in self.pods if not pod.terminating]
+        return "|".join(map(_exactly, names)) if 0 < len(names) <= _MOST_NAMES else self.pattern
+
+
+def _exactly(name: str) -> str:
+    return name.replace(".", "[.]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +86,14 @@ class Inconclusive:
 Difference = Worse | Same | Inconclusive
 
 
-def filled(query: str, side: Side) -> str:
+def filled(query: str, side: Side, pods: str = "") -> str:
     """Fill one side into a query; what is filled in stays within the string of PromQL that it stands in."""
     values = {
         "namespace": side.namespace,
         "workload": side.workload,
         "hash": side.hash,
         "service": side.service,
-        "pods": side.pattern,
+        "pods": pods or side.pattern,
     }
     return _PLACE.sub(lambda place: _quoted(values[place[1]]), query)
 
@@ -93,7 +105,8 @@ def _quoted(value: str) -> str:
 
 async def compare(trial: Side, stable: Side, rules: Comparison, metrics: Metrics) -> Difference:
     """Ask Prometheus for both sides, and judge the canary by its requests."""
-    queries = [filled(query, side) for side in (trial, stable) for query in (rules.requests, rules.errors)]
+    both = ((trial, trial.present), (stable, stable.pattern))
+    queries = [filled(query, side, pods) for side, pods in both for query in (rules.requests, rules.errors)]
     try:
         # All at once: Flagger, for one, does not wait for long.
         answers = await asyncio.gather(*(metrics.scalar(query) for query in queries))
@@ -138,8 +151,8 @@ def judged(trial: Count | None, stable: Count | None, rules: Comparison) -> Diff
         return Same(f"{told}: below {rules.at_least:.1%}, or not {rules.worse_by:.1%} more than what is stable")
     surely = lower_bound(trial.failed, trial.requests, stable.failed, stable.requests, rules.confidence)
     if surely <= 0:
-        return Inconclusive(f"{told}: with a confidence of {rules.confidence:.0%} that may be chance")
-    return Worse(f"{told}: {surely:.1%} more at least, with a confidence of {rules.confidence:.0%}")
+        return Inconclusive(f"{told}: with a confidence of {rules.confidence * 100:g}% that may be chance")
+    return Worse(f"{told}: {surely:.1%} more at least, with a confidence of {rules.confidence * 100:g}%")
 
 
 def lower_bound(failed: float, requests: float, other_failed: float, other_requests: float, confidence: float) -> float:

@@ -174,10 +174,10 @@ def _missing(ref: Ref) -> Manager:
     return Manager(ref, held=because)
 
 
-def _stranger(ref: Ref, where: str) -> Manager:
+def _stranger(ref: Ref, where: str, *, suspended: bool) -> Manager:
     """Whoever may write a workload may put any mark on it: what he breaks must not be taken back for others."""
     because = f"it does not list it in its {where}: take its mark off the object, or wait for its sync"
-    return Manager(ref, held=because)
+    return Manager(ref, held=because, suspended=suspended)
 
 
 def _nameless(body: JSON) -> Manager | None:
@@ -202,7 +202,7 @@ async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = F
     if found is None:
         return _missing(ref)
     if not _lists(found, body):
-        return _stranger(ref, "status.resources")
+        return _stranger(ref, "status.resources", suspended=not _automated(found.get("spec") or {}))
     meta, spec, status = found["metadata"], found.get("spec") or {}, found.get("status") or {}
     source = spec.get("source") or {}
     applied = _synced(status)
@@ -347,7 +347,7 @@ async def _kustomization(ref: Ref, body: JSON, reader: Reader) -> Manager | None
     if found is None:
         return _missing(ref)
     if _itself(body) not in _entries(found.get("status") or {}):
-        return _stranger(ref, "status.inventory")
+        return _stranger(ref, "status.inventory", suspended=bool((found.get("spec") or {}).get("suspend")))
     meta, spec, status = found["metadata"], found.get("spec") or {}, found.get("status") or {}
     named = spec.get("sourceRef") or {}
     source_ref = _ref(SOURCES, "GitRepository", named.get("namespace") or ref.namespace, named.get("name", ""))

@@ -90,7 +90,13 @@ class Comparison(Part):
     least_requests: float = Field(50, ge=1, description="Of each side; with fewer nobody can tell.")
     worse_by: float = Field(0.02, ge=0, le=1, description="So much more of its requests fail than of stable's.")
     at_least: float = Field(0.05, ge=0, le=1, description="A canary that fails less than this is never aborted.")
-    confidence: float = Field(0.99, ge=0.5, le=0.9999, description="How sure it must be that the two differ.")
+    confidence: float = Field(
+        0.9999,
+        ge=0.5,
+        le=0.999999,
+        description="How sure it must be that the two differ, at each look. There are many: with 0.99, two of five"
+        " canaries that are as good as what is stable would be taken for worse within an hour.",
+    )
 
 
 class Releases(Part):

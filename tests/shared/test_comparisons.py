@@ -1,11 +1,14 @@
 """When a canary is worse than what is stable, by requests and by pods."""
 
 import math
+import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from kreflex.comparisons import Inconclusive, Same, Side, Worse, by_pods, compare, filled, lower_bound, wilson
+from kreflex.comparisons import Count, Inconclusive, Same, Side, Worse, by_pods, compare, filled, lower_bound, wilson
+from kreflex.comparisons import judged as of_counts
 from kreflex.prom import Metrics
 from kreflex.releases import Comparison
 from kreflex.views import Pod
@@ -23,7 +26,7 @@ async def judged(*answers: float | None) -> Worse | Same | Inconclusive:
 
 async def test_a_canary_that_surely_fails_more_is_worse() -> None:
     told = "the canary fails 20.0% of 200 requests, what is stable 0.2% of 1800"
-    assert await judged(200, 40, 1800, 4) == Worse(f"{told}: 14.0% more at least, with a confidence of 99%")
+    assert await judged(200, 40, 1800, 4) == Worse(f"{told}: 11.3% more at least, with a confidence of 99.99%")
 
 
 async def test_a_canary_that_fails_as_much_as_what_is_stable_is_not_worse() -> None:
@@ -37,7 +40,8 @@ async def test_a_canary_that_fails_less_than_the_least_is_never_worse(failed: fl
 
 async def test_what_may_be_chance_is_inconclusive() -> None:
     assert await judged(50, 4, 50, 2) == Inconclusive(
-        "the canary fails 8.0% of 50 requests, what is stable 4.0% of 50: with a confidence of 99% that may be chance"
+        "the canary fails 8.0% of 50 requests, what is stable 4.0% of 50:"
+        " with a confidence of 99.99% that may be chance"
     )
 
 
@@ -69,6 +73,25 @@ async def test_both_sides_are_asked_for_their_own_pods() -> None:
     await compare(TRIAL, STABLE, RULES, metrics)
     trial, stable = "cart-canary-7d4-[a-z0-9-]+", "cart-5f6-[a-z0-9-]+"
     assert metrics.queries == [f"requests{trial}", f"errors{trial}", f"requests{stable}", f"errors{stable}"]
+
+
+async def test_of_a_canary_the_pods_that_it_has_now_are_asked_for() -> None:
+    """Those of an earlier try of the same version have failed, and it was aborted for that."""
+    metrics = CannedMetrics(1, 1, 1, 1)
+    pods = tuple(the_pod(ref=replace(WELL.ref, name=f"cart-canary-7d4-{end}")) for end in ("a.b", "c"))
+    await compare(replace(TRIAL, pods=pods), replace(STABLE, pods=pods), RULES, metrics)
+    assert metrics.queries[::2] == ["requestscart-canary-7d4-a[.]b|cart-canary-7d4-c", "requestscart-5f6-[a-z0-9-]+"]
+
+
+async def test_sides_that_are_equal_are_seldom_taken_for_different_in_an_hour_of_looks() -> None:
+    chance = random.Random(1)
+    aborted = 0
+    for _ in range(100):
+        trial, stable = ([sum(chance.random() < 0.05 for _ in range(n)) for _ in range(60)] for n in (20, 180))
+        looks = [(sum(trial[t : t + 5]), sum(stable[t : t + 5])) for t in range(55)]
+        told = [of_counts(Count(100, mine), Count(900, other), RULES) for mine, other in looks]
+        aborted += any(isinstance(one, Worse) for one in told)
+    assert aborted <= 5
 
 
 def test_only_the_places_that_are_known_are_filled() -> None:
