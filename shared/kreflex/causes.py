@@ -543,7 +543,7 @@ def _alone(release: Release, found: Findings) -> Elsewhere:
     if release.current.number > 1:
         why = "none of its earlier revisions is kept (spec.revisionHistoryLimit): release a mended one"
         return Elsewhere("NoHealthyRevision", f"{_story(release, found)}; {why}")
-    return Elsewhere("FirstRelease", f"{_story(release, found)}; it has no earlier revision: there is nothing to go back to")
+    return Elsewhere("FirstRelease", f"{_story(release, found)}; it has no earlier revision: nothing to go back to")
 
 
 def _nothing_healthy(release: Release, found: Findings, rules: Releases) -> Elsewhere:

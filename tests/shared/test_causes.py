@@ -410,7 +410,7 @@ def test_a_restart_is_no_change() -> None:
 def test_the_first_release_has_nothing_before_it() -> None:
     release = a_release(looping(1), revisions=(a_revision(1),), healthy=())
     story = "1 of 1 pods of revision 1 (shop:1) fail: shop-1: app restarted 4 times, last with exit code 1"
-    assert judged(release) == Elsewhere("FirstRelease", f"{story}; it has no earlier revision: there is nothing to go back to")
+    assert judged(release) == Elsewhere("FirstRelease", f"{story}; it has no earlier revision: nothing to go back to")
 
 
 def test_earlier_revisions_that_nobody_keeps_can_t_be_gone_back_to() -> None:
