@@ -134,6 +134,9 @@ def _reflex(name: str) -> Reflex[Any]:
 async def _round(waker: Waker, delivery: Delivery) -> Response:
     if not delivery.tick:
         log.info("request.ignored", why=["only a clock wakes the waker"], **delivery.about)
+        if delivery.gate:
+            # See _gate: whatever is below would be taken for a yes.
+            return problem(412, KreflexError("only a clock wakes the waker"))
         return Response(status_code=204)
     failures = await waker.go()
     if failures:

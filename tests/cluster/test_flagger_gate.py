@@ -131,6 +131,11 @@ async def test_who_is_no_canary_aborter_tells_flagger_nothing(gate: Served) -> N
         assert await asked(killer, here) == 412
 
 
+async def test_nor_does_the_waker(gate: Served) -> None:
+    async with served(gate.plane, "waker", CALLERS="network", FUNCTIONS=f"{NAME}=http://127.0.0.1:1") as waker:
+        assert await asked(waker, kit.Place(gate.plane, "default")) == 412
+
+
 async def test_a_body_that_names_nothing_is_refused(gate: Served) -> None:
     body = {"name": "shop", "namespace": "../x", "phase": "Progressing", "checksum": ""}
     status, text = await gate.post({}, json.dumps(body))
