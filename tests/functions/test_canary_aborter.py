@@ -9,24 +9,32 @@ import pytest
 from functions.canary_aborter.main import CanaryAborterSettings, decide, find, recovered
 from kreflex import (
     MARK,
+    SYNC_SUSPENDED,
     AbortRollout,
     Course,
     Defer,
+    ForgetSuspendedShares,
     Ineffective,
+    NoteSuspendedShare,
     PauseRollout,
     PodSignal,
+    ProposeEdit,
+    PushEdit,
     Recovered,
     Ref,
     Refuse,
+    RequestSync,
     ResumeAborted,
     ScaleCanary,
     Skip,
+    SuspendSync,
     Taken,
     TakeTraffic,
     Treatment,
     WorkloadSignal,
     World,
 )
+from kreflex.gitactions import PROPOSED
 from kreflex.prom import Metrics
 from kreflex.views import JSON, pod_view
 from kreflex.weights import NGINX, NGINX_WEIGHT
@@ -42,7 +50,8 @@ POLICIES = "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies"
 SETTINGS = CanaryAborterSettings()
 SECOND = timedelta(seconds=1)
 STORY = (
-    "the canary fails 20.0% of 200 requests, what is stable 0.2% of 1800: 14.0% more at least, with a confidence of 99%"
+    "the canary fails 20.0% of 200 requests, what is stable 0.2% of 1800:"
+    " 11.3% more at least, with a confidence of 99.99%"
 )
 
 
@@ -338,6 +347,128 @@ async def test_nothing_of_a_deployment_is_begun_that_could_not_end_well(about: d
 
 async def test_a_deployment_that_nobody_complains_of_is_let_be_while_nobody_can_tell() -> None:
     assert isinstance(await of_deployment(metrics=too_few()), Skip)
+
+
+# What Git owns
+
+BASE = "/apis/kustomize.toolkit.fluxcd.io/v1/namespaces/flux/kustomizations/shop"
+SOURCE = "/apis/source.toolkit.fluxcd.io/v1/namespaces/flux/gitrepositories/shop"
+FLUX = {"kustomize.toolkit.fluxcd.io/name": "shop", "kustomize.toolkit.fluxcd.io/namespace": "flux"}
+APPLIED = "a" * 40
+
+
+def by_flux(*, suspended: bool = False) -> dict[str, JSON]:
+    """A Kustomization, and the repository that it applies."""
+    spec = {"path": "./shop", "sourceRef": {"kind": "GitRepository", "name": "shop"}, "suspend": suspended}
+    ids = ["shop_cart-canary_apps_Deployment", "shop_cart-canary_networking.k8s.io_Ingress"]
+    status = {
+        "lastAppliedRevision": f"main@sha1:{APPLIED}",
+        "lastAttemptedRevision": f"main@sha1:{APPLIED}",
+        "inventory": {"entries": [{"id": one, "v": "v1"} for one in ids]},
+    }
+    url = {"url": "https://git.example/team/shop", "ref": {"branch": "main"}}
+    meta = {"namespace": "flux", "name": "shop", "uid": "uid-flux", "resourceVersion": "7"}
+    return {BASE: {"metadata": meta, "spec": spec, "status": status}, SOURCE: {"metadata": meta, "spec": url}}
+
+
+async def of_git(
+    mode: str, weight: int = 10, replicas: int = 1, noted: str = "", suspended: bool = False, **about: Any
+) -> Any:
+    """What is decided about a canary whose Ingress and Deployment Flux writes."""
+    policy = a_policy_body()
+    policy["spec"]["releases"]["git"] = {"mode": mode, "repositories": ["https://git.example/team"]}
+    service = {"metadata": {"name": "cart-canary"}, "spec": {"selector": {"track": "canary"}}}
+    made = a_deployment("cart-canary", "canary", replicas) | an_ingress(weight)
+    for body in made.values():
+        meta = body["metadata"]
+        meta["labels"] = {**meta.get("labels", {}), **FLUX}
+        meta["annotations"] = {**meta.get("annotations", {}), **({SYNC_SUSPENDED: noted} if noted else {})}
+    here = world(
+        made,
+        a_deployment("cart", "stable", 3),
+        {"/api/v1/namespaces/shop/services/cart-canary": service, f"{POLICIES}/canaries": policy},
+        pods(NEW, replicas, "pod-template-hash", labels={"track": "canary"}),
+        pods(OLD, 3, "pod-template-hash", labels={"track": "stable"}),
+        by_flux(suspended=suspended),
+    )
+    return await decide(signal(kind="Deployment", **about), here, SETTINGS)
+
+
+async def test_what_git_owns_is_refused_pushed_or_proposed_as_the_policy_says() -> None:
+    told = await of_git("Refuse")
+    assert isinstance(told, Refuse)
+    owns = "Kustomization flux/shop owns Ingress shop/cart-canary, Deployment shop/cart-canary in Git"
+    assert (told.cause, told.because) == ("Git", f"{STORY}. {owns}: take the traffic away there")
+    for mode, kind in (("Commit", PushEdit), ("PullRequest", ProposeEdit)):
+        step = await of_git(mode)
+        assert type(step) is kind
+        assert [(str(one), one.now, one.by.applied) for one in step.numbers] == [
+            (f"Ingress shop/cart-canary: metadata.annotations.{NGINX_WEIGHT}", 10, APPLIED)
+        ]
+
+
+async def test_a_commit_is_followed_under_one_plan_until_the_weight_is_zero_and_the_replicas_stay() -> None:
+    pushed = await of_git("Commit")
+    asks = await of_git("Commit", **course(taken("PushEdit")))
+    assert isinstance(asks, RequestSync)
+    assert asks.plan_hash() == pushed.plan_hash()
+    steps = course(taken("PushEdit", MINUTE), taken("RequestSync", MINUTE))
+    assert isinstance(await of_git("Commit", **steps), Defer)
+    told = await of_git("Commit", weight=0, **steps)
+    assert isinstance(told, Skip)
+    assert "gets no traffic, and keeps its replicas" in told.because
+    late = await of_git("Commit", **course(taken("PushEdit", HOUR), taken("RequestSync", HOUR)))
+    assert isinstance(late, Refuse)
+    assert late.cause == "GitLate"
+
+
+async def test_a_proposal_waits_for_people_and_says_that_the_traffic_is_not_off_yet() -> None:
+    proposed = taken("ProposeEdit").model_copy(update={"note": f"{PROPOSED}https://git.example/team/shop/pulls/1"})
+    told = await of_git("PullRequest", **course(proposed))
+    assert isinstance(told, Defer)
+    waits = "https://git.example/team/shop/pulls/1 waits for people: until it is merged"
+    assert told.because == f"{waits}, Ingress shop/cart-canary has {NGINX_WEIGHT} 10"
+
+
+async def test_a_sync_is_suspended_after_each_object_says_so_and_before_any_is_written() -> None:
+    first = await of_git("Suspend")
+    assert isinstance(first, NoteSuspendedShare)
+    assert (first.step_name, len(first.lives)) == ("NoteSuspendedShare", 2)
+    second = await of_git("Suspend", noted=RECORD, **course(taken("NoteSuspendedShare")))
+    assert isinstance(second, SuspendSync)
+    noted: dict[str, Any] = {"noted": RECORD, "suspended": True}
+    early, late = (course(taken("SuspendSync", ago)) for ago in (9 * SECOND, 10 * SECOND))
+    assert isinstance(await of_git("Suspend", **noted, **early), Defer)
+    third = await of_git("Suspend", **noted, **late)
+    assert isinstance(third, TakeTraffic)
+    assert {first.plan_hash(), second.plan_hash(), third.plan_hash()} == {first.plan_hash()}
+    again = await of_git("Suspend", noted=RECORD, **course(taken("SuspendSync", count=3)))
+    assert isinstance(again, Refuse)
+    assert again.cause == "Rewritten"
+
+
+async def test_who_has_opted_out_by_the_share_is_not_even_prepared_for() -> None:
+    step = await of_git("Suspend")
+    assert [name for name, _ in step.annotations()] == ["Deployment shop/cart-canary", "Ingress shop/cart-canary"]
+
+
+async def test_a_suspended_sync_is_told_until_it_is_resumed_and_then_the_notes_go() -> None:
+    off: dict[str, Any] = {"weight": 0, "replicas": 0, "noted": RECORD}
+    told = await of_git("Suspend", **off, suspended=True)
+    assert isinstance(told, Refuse)
+    assert (told.cause, told.episode) == ("SyncSuspended", f"suspended/{RECORD}")
+    assert told.because.endswith("and then: flux resume kustomization shop -n flux")
+    for episode in ("", f"suspended/{RECORD}"):
+        forget = await of_git("Suspend", **off, episode=episode)
+        assert isinstance(forget, ForgetSuspendedShares)
+        assert (forget.episode, [one.ref.kind for one in forget.lives]) == (f"suspended/{RECORD}", ["Ingress"])
+    over = await of_git("Suspend", weight=0, replicas=0, episode=f"suspended/{RECORD}")
+    assert isinstance(over, Skip)
+
+
+async def test_what_rollback_has_suspended_is_for_rollback_to_tell() -> None:
+    told = await of_git("Suspend", weight=0, replicas=0, noted="rollback-cart-1a2b3c4d", suspended=True)
+    assert told == Skip("the canary of Deployment shop/cart-canary has no replicas")
 
 
 # What it finds, and when it is healed

@@ -261,8 +261,9 @@ def test_the_waker_asks_each_function_with_its_own_thresholds(folder: Path) -> N
 
 def test_no_two_functions_call_two_things_by_one_name() -> None:
     """The waker has the settings of all in one environment."""
-    names = [name for function in DECIDING for name in settings_of(function).model_fields]
-    assert len(names) == len(set(names))
+    fields = [one for function in DECIDING for one in settings_of(function).model_fields.items()]
+    things = {(name, field.description, field.default) for name, field in fields}
+    assert len(things) == len({name for name, *_ in things})
 
 
 @every_whole

@@ -249,8 +249,10 @@ async def test_with_its_sync_suspended_it_is_taken_live_and_said_until_somebody_
 
     async def settled() -> str | None:
         await shop.arc.handle(Due(shop.here.name, name))
-        verdicts = {one["metadata"]["name"]: one["status"].get("verdict") for one in await shop.here.records()}
-        return verdicts[name]
+        (verdict,) = [
+            one["status"].get("verdict") for one in await shop.here.records() if one["metadata"]["name"] == name
+        ]
+        return str(verdict) if verdict else None
 
     assert await eventually(settled, "a verdict", 60, pause=0.5) == "Recovered"
 
