@@ -249,11 +249,9 @@ async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate |
 
 
 async def into_an_outage(trouble: Trouble, failing: Failing) -> Refuse | None:
-    """Refuse where what would be gone back to failed as well, just before; a pod of it that is Ready disproves that."""
-    release, to = trouble.release, failing.to
-    if any(pod.ready for pod in release.pods.get(to.hash, ())):
-        return None
-    record = await failed_before(release, to, trouble.world)
+    """Refuse where what would be gone back to failed as well, just before; a pod that came Ready since disproves it."""
+    to = failing.to
+    record = await failed_before(trouble.release, to, trouble.world)
     because = f"{failing.story}; {to} was failing, too, when it was replaced ({record})"
     return trouble.refuse(because, "FailedBefore") if record else None
 

@@ -58,8 +58,10 @@ async def _others(release: Release, reader: Reader) -> list[Pod]:
 async def failed_before(release: Release, revision: Revision, world: World) -> str:
     """Tell which record says that a revision failed, too, when the present one took its place; "" if none does.
 
-    Where none of its pods is left, nothing else tells that somebody has released into an outage.
+    Nothing else tells that somebody has released into an outage: controllers replace first what is not available. Its
+    pods that have been Ready since before say nothing against that, for they may need a dependency only to start.
     """
+    ready = [pod.ready_since for pod in release.pods.get(revision.hash, ()) if pod.ready and pod.ready_since]
     ref = release.workload.ref
     path = f"/apis/{API}/namespaces/{ref.namespace}/remediations"
     chosen = f"{GROUP}/function={world.function},{TARGET}={ref.uid[:63]}"
@@ -73,8 +75,8 @@ async def failed_before(release: Release, revision: Revision, world: World) -> s
         open_then = record.created < release.changed_at and (settled is None or settled >= release.changed_at)
         same = record.episode.partition("/")[0] == revision.hash and record.status.verdict is None
         told_at = record.status.decided_at or record.created
-        well_since = revision.healthy_until is not None and revision.healthy_until > told_at
-        if open_then and same and not well_since:
+        noted = [revision.healthy_until] if revision.healthy_until is not None else []
+        if open_then and same and all(at <= told_at for at in (*noted, *ready)):
             return record.name
     return ""
 

@@ -319,6 +319,7 @@ def a_record(episode: str, ago: timedelta, **status: Any) -> JSON:
     }
 
 
+READY_AGAIN = the_pod_of(1, ready_for=5 * MINUTE)
 LONG_OVER = {"phase": "Done", "outcome": "skipped", "settledAt": stamp(NOW - HOUR)}
 
 
@@ -329,10 +330,16 @@ async def test_a_release_into_an_outage_is_not_to_blame_for_it() -> None:
     assert bare(await decision(BAD, a_record("h1/1", 20 * MINUTE, **closed))) == refused(because, "FailedBefore")
 
 
+async def test_pods_that_were_ready_all_the_time_may_need_a_dependency_only_to_start() -> None:
+    told = await decision(BAD, OLD, a_record("h1/1", 20 * MINUTE))
+    assert isinstance(told, Refuse)
+    assert told.cause == "FailedBefore"
+
+
 @pytest.mark.parametrize(
     "bodies",
     [
-        (a_record("h1/1", 20 * MINUTE), OLD),
+        (a_record("h1/1", 20 * MINUTE), READY_AGAIN),
         (a_record("h1/1", 2 * HOUR, **LONG_OVER),),
         (a_record("h1/1", MINUTE),),
         (a_record("h0/0", 20 * MINUTE),),
