@@ -14,12 +14,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from bench import rig
 from bench.mishaps import LEDGER, MISHAPS, Mishap, patiently
-from bench.node_scenarios import NODE_SCENARIOS, REPLACER
+from bench.node_scenarios import NODE_SCENARIOS
+from bench.release_scenarios import RELEASE_SCENARIOS
 from bench.rig import GROUP, Json
 from bench.scenarios import KILLER, WAKER, End, Scenario
 from bench.stage import Event, Process, Said, Stage, ping, place_of, post, stage, tell
@@ -275,6 +277,8 @@ class Trial:
         course.evicted += await patiently(lambda: scenario.evicts(stage.plane, where, thing))
         ill = await patiently(lambda: scenario.fall_ill(stage.plane, thing))
         course.ill.append(ill)
+        if scenario.evicts_ill is not None:
+            course.evicted += await patiently(partial(scenario.evicts_ill, stage.plane, where, ill))
         for process in self._processes:
             process.proxy.forget()
         self._plan[:] = plan
@@ -454,7 +458,9 @@ def judge_writes(plane: ControlPlane, courses: Sequence[Course]) -> int:
     return too_many
 
 
-OWN_STEPS = frozenset({"cordon", "uncordon", "taint", "untaint", "replacement"})
+OWN_STEPS = frozenset(
+    {"cordon", "uncordon", "taint", "untaint", "replacement", "patch deployments", "patch statefulsets"}
+)
 
 
 def step_of(entry: Json) -> str:
@@ -533,7 +539,9 @@ async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> di
     `only` chooses scenarios by the beginning of their names; `strikes` leaves all but kills and stops out.
     """
     begun = time.monotonic()
-    chosen = [scenario for scenario in (*SCENARIOS, *NODE_SCENARIOS) if scenario.name.startswith(only)]
+    chosen = [
+        scenario for scenario in (*SCENARIOS, *NODE_SCENARIOS, *RELEASE_SCENARIOS) if scenario.name.startswith(only)
+    ]
     folders = sorted({scenario.folder for scenario in chosen} | {rig.FOLDER})
     with tempfile.TemporaryDirectory(prefix="kreflex-bench-") as home:
         async with rig.cluster(Path(home), options=PATIENT, folders=folders) as plane, stage(plane) as on:
@@ -550,13 +558,17 @@ async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> di
     return {**whole, "seconds": round(time.monotonic() - begun), "holds": holds}
 
 
+LONG = (*NODE_SCENARIOS, *RELEASE_SCENARIOS)
+VARIANTS = (*NODE_SCENARIOS[1:], *RELEASE_SCENARIOS[1:])
+
+
 def _cases(calm: Course, *, strikes: bool) -> list[Case]:
-    """What the calls of a calm remediation meet. The variants for nodes differ in what they do, not in how they ask."""
+    """What the calls of a calm remediation meet. The variants of one function differ in what they do, not in how."""
     scenario, found = calm.case.scenario, points(calm)
-    struck = in_turn(at_writes(scenario, found)) if scenario in NODE_SCENARIOS else at_writes(scenario, found)
-    if strikes or scenario in NODE_SCENARIOS[1:]:
+    struck = in_turn(at_writes(scenario, found)) if scenario in LONG else at_writes(scenario, found)
+    if strikes or scenario in VARIANTS:
         return struck
-    if scenario is REPLACER:
+    if scenario in LONG:
         return [*struck, *matrix(scenario, found, blows=TROUBLES)]
     twice = matrix(scenario, found, 2, TROUBLES) if scenario is KILLER else []
     return [*matrix(scenario, found), *twice]
@@ -564,7 +576,7 @@ def _cases(calm: Course, *, strikes: bool) -> list[Case]:
 
 def _events(scenario: Scenario) -> list[Case]:
     """The ways in which the event comes, for those that it wakes."""
-    if scenario.event is None or scenario in NODE_SCENARIOS[1:]:
+    if scenario.event is None or scenario in VARIANTS:
         return []
     ways: tuple[Way, ...] = ("lost", "late")
     return [*(Case(scenario, event=way) for way in ways), Case(scenario, replicas=2, event="often")]

@@ -47,6 +47,8 @@ class Scenario:
     """Where its records are, if not in the namespace of the case."""
     evicts: Callable[[ControlPlane, str, Json], Awaitable[list[str]]] = _itself
     """The UIDs of the pods that are evicted, each once, when this object is treated."""
+    evicts_ill: Callable[[ControlPlane, str, Json], Awaitable[list[str]]] | None = None
+    """The same of one that has fallen ill, where pods are evicted that came only then."""
     spares: bool = False
     """Whether some of these may be left alone, since the trouble takes the time for them."""
     writes: tuple[str, ...] = ()

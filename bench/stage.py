@@ -26,7 +26,7 @@ from lab.processes import Child
 
 ACT_WITHIN = 3.0
 ROUND = 1.0
-FUNCTIONS = (rig.FUNCTION, "node-replacer")
+FUNCTIONS = (rig.FUNCTION, "node-replacer", "rollback")
 # Of a node that was silenced a moment ago.
 _SETTINGS = {"node_replacer": {"SILENT_AFTER": "2s"}}
 # Who goes on waiting for one process would wake none of the others.
