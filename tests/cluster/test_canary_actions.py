@@ -31,6 +31,7 @@ from lab.api import eventually
 from lab.cluster import ControlPlane
 from tests import kit
 from tests.cluster.reflexes import Ahead
+from tests.mortal import CutError, Mortal
 from tests.values import CannedMetrics
 
 NAME, HOME, MINE, HASH = "canary-aborter", "kreflex-system", "canary-aborter-shop-1", "7d4"
@@ -574,30 +575,6 @@ async def events(lab: Lab, namespace: str) -> list[kit.Json]:
 
 
 # Killed in between
-
-
-class CutError(Exception):
-    """The process ended here."""
-
-
-class Mortal(Transport):
-    """Ends with one of its writes: before the API server has got it, or before its answer is heard."""
-
-    def __init__(self, credentials: Any, last: int, *, arrives: bool) -> None:
-        super().__init__(credentials)
-        self._left = last
-        self._arrives = arrives
-
-    async def send(self, method: str, path: str, body: kit.Json | None = None, **options: Any) -> kit.Json:
-        if self._left < 0:
-            raise CutError
-        self._left -= method != "GET"
-        if self._left < 0 and not self._arrives:
-            raise CutError
-        answer = await super().send(method, path, body, **options)
-        if self._left < 0:
-            raise CutError
-        return answer
 
 
 async def killed_at(lab: Lab, last: int, *, arrives: bool) -> tuple[bool, kit.Place, kit.Json]:

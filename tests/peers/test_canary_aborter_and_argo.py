@@ -14,17 +14,21 @@ from aiohttp import web
 
 from functions.canary_aborter import main as aborter
 from kreflex import admission, rights
+from kreflex.credentials import load_credentials
 from kreflex.prom import Metrics
 from kreflex.reflex import Arc
 from kreflex.rollouts import HASH
 from kreflex.serve import REFLEXES
-from kreflex.signals import Due, WorkloadSignal
+from kreflex.settings import CoreSettings
+from kreflex.signals import Due, PodSignal, WorkloadSignal
 from lab import audit, manifests, monitoring, rollouts
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.ports import Ports
 from lab.rollouts import PAUSE, degraded, weight
 from tests import kit
+from tests.cluster.reflexes import Ahead
+from tests.mortal import CutError, Mortal
 
 NAME = "canary-aborter"
 SETTINGS = aborter.CanaryAborterSettings(abort_within="20s", wait_for_data="20s")  # type: ignore[arg-type]
@@ -40,6 +44,19 @@ class Numbers(Metrics):
     def __init__(self, requests: float, errors: float) -> None:
         super().__init__("")
         self._answers = itertools.cycle((requests, errors, 9 * requests, 0.002 * 9 * requests))
+
+    async def scalar(self, query: str) -> float | None:
+        assert "{" in query
+        return next(self._answers)
+
+
+class Later(Metrics):
+    """A Prometheus that has too few requests at the first look, and enough at the next."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        first = (9.0, 9.0, 90.0, 0.0)
+        self._answers = itertools.chain(first, itertools.cycle((200.0, 40.0, 1800.0, 4.0)))
 
     async def scalar(self, query: str) -> float | None:
         assert "{" in query
@@ -123,6 +140,11 @@ async def rolling(installed: ControlPlane) -> AsyncIterator[ControlPlane]:
 
 @pytest.fixture
 async def shop(rolling: ControlPlane) -> Shop:
+    return await a_shop(rolling)
+
+
+async def a_shop(rolling: ControlPlane) -> Shop:
+    """Make a namespace with a policy for canaries."""
     name = f"s-{uuid.uuid4().hex[:8]}"
     await rolling.api.post("/api/v1/namespaces", {"metadata": {"name": name}})
     made = Shop(rolling, name)
@@ -241,6 +263,69 @@ async def test_the_same_version_is_aborted_again_when_a_person_tries_it_again(sh
 
 async def _aborted(shop: Shop) -> bool:
     return degraded(await shop.get())
+
+
+async def test_an_alert_about_a_pod_of_an_experiment_is_about_its_rollout(shop: Shop) -> None:
+    stable = await shop.make(rollouts.canary("shop", 2, [rollouts.experiment(120), weight(50), PAUSE]))
+    bad = await shop.release(at=lambda one: one["status"]["canary"].get("currentExperiment") is not None)
+    name = (await shop.get())["status"]["canary"]["currentExperiment"]
+
+    async def tried() -> str | None:
+        pods = (await shop.plane.api.get(f"/api/v1/namespaces/{shop.name}/pods"))["items"]
+        names = [one["metadata"]["name"] for one in pods if kit.is_ready(one)]
+        return next((pod for pod in names if pod.startswith(f"{name}-canary")), None)
+
+    pod = await eventually(tried, "a pod of the experiment")
+    async with an_arc(shop, WORSE) as arc:
+        await arc.handle(PodSignal(shop.name, pod, summary="ErrorRate: too many fail"))
+        record = await shop.carried_on(arc)
+    assert (record["spec"]["target"]["kind"], story(record)) == ("Rollout", ("Recovered", ["AbortRollout"]))
+    assert (await shop.replicas())[stable] == 2
+    assert (await shop.replicas()).get(bad, 0) == 0
+
+
+# Killed in between
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_killed_at_any_write_of_an_abort_another_brings_it_to_the_same_end(
+    rolling: ControlPlane, *, arrives: bool
+) -> None:
+    died = 0
+    for last in range(20):
+        shop = await a_shop(rolling)
+        stable = await shop.make(rollouts.canary("shop", 4, [weight(25), {"pause": {"duration": "10m"}}]))
+        bad = await shop.release()
+        dead = await killed_at(shop, last, arrives=arrives)
+        async with an_arc(shop, WORSE) as arc:
+            Ahead.of(arc, seconds=40)
+            arc.world = replace(arc.world, cluster=arc.reader)
+            if not await shop.records():
+                await arc.handle(shop.alert())
+            record = await shop.carried_on(arc)
+        after = await shop.get()
+        told = (record["status"]["verdict"], degraded(after), "paused" in after["spec"], await shop.replicas())
+        assert told == ("Recovered", True, False, {stable: 4, bad: 0}), last
+        assert len(await shop.records()) == 1, last
+        died += dead
+        if not dead:
+            break
+    assert died >= 5
+
+
+async def killed_at(shop: Shop, last: int, *, arrives: bool) -> bool:
+    """Let the function die at one of its writes, of a pause first and then of the abort; whether it died."""
+    credentials = load_credentials(str(await shop.plane.kubeconfig_for("kreflex-system", NAME)))
+    mortal = Mortal(credentials, last, arrives=arrives)
+    arc = Arc(REFLEX, CoreSettings(), mortal)
+    arc.world = replace(arc.world, metrics=Later())
+    try:
+        await arc.handle(shop.alert())
+    except CutError:
+        return True
+    finally:
+        await mortal.close()
+    return False
 
 
 # With numbers that Prometheus has
