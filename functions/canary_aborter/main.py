@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from kreflex import (
+    CUT_OFF,
     UNDER_WAY,
     AbortRollout,
     Canary,
@@ -268,15 +269,30 @@ async def follow(case: Case, progress: Progress) -> Step | Defer | Refuse | Skip
         return ResumeAborted(**case.step(because), version=case.canary.version)
     if progress.noticed and progress.paused:
         return Refuse(f"{case.name} is aborted, and somebody's pause keeps its pods: take spec.paused back", "Paused")
+    if asked is not None and asked.note != CUT_OFF and not progress.aborted:
+        return await retried(case, asked)
     last = asked.last if asked else now
     wait = case.settings.abort_within if progress.noticed else NOTICE
     if progress.aborted and now < last + wait:
         return Defer(f"{case.name} is aborted, and its traffic goes back to what is stable", until=now + GLANCE)
     if asked is not None and asked.count > MOST:
         # https://github.com/argoproj/argo-rollouts/issues/4461
-        because = "a promotion in full may hold it up" if progress.aborted else "somebody retries it"
-        return Refuse(f"{case.name} was aborted {asked.count} times and gets traffic still: {because}", "NotAborted")
+        because = f"{case.name} was aborted {asked.count} times and gets traffic still"
+        return Refuse(f"{because}: a promotion in full may hold it up", "NotAborted")
     return await abort(case, f"{case.name} gets traffic still")
+
+
+async def retried(case: Case, asked: Taken) -> Step | Defer | Refuse | Skip:
+    """Judge anew what somebody has given its traffic back after our abort: he may know better."""
+    judgement = await judge(case)
+    if isinstance(judgement, Refuse):
+        return Defer(judgement.because, until=case.world.now() + RECHECK)
+    if not isinstance(judgement, Worse):
+        return Skip(f"somebody retries {case.name}: {judgement.because}")
+    if asked.count > MOST:
+        because = f"{case.name} was aborted {asked.count} times, and somebody retries it"
+        return Refuse(f"{because}: {judgement.because}", "NotAborted")
+    return await abort(case, judgement.because)
 
 
 async def watch(case: Case) -> Step | Defer | Refuse | Skip:

@@ -13,7 +13,7 @@ from typing import Any
 from kreflex.actions import BlockedError, HopelessError
 from kreflex.git import Clone
 from kreflex.gitops import ELSEWHERE, UNKNOWN, Manager
-from kreflex.manifests import bodies, documents
+from kreflex.manifests import bodies, bounded, documents
 from kreflex.undoing import AHEAD, KUSTOMIZE, MANIFESTS, MOST_FILES, kustomization, with_bases
 from kreflex.views import JSON, Ref
 
@@ -28,6 +28,8 @@ _RENDERED = ("Chart.yaml", "jsonnetfile.json")
 _RENDERED_ENDS = (".jsonnet", ".tpl", ".cue", ".libsonnet")
 # By these an entry of a list is told from its neighbours.
 _NAMES = ("name", "destination")
+# It is read in Python, where a megabyte takes a second.
+_MOST_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,11 @@ def _nodes(text: str) -> Iterator[Any]:
     """Give the nodes of the objects in a file, those in a List, too."""
     import yaml  # noqa: PLC0415 - a function is started for one event, and few look into Git
 
+    if len(text) > _MOST_CHARACTERS:
+        raise HopelessError(f"its file in Git has more than {_MOST_CHARACTERS} characters: write it there", ELSEWHERE)
     for root in yaml.compose_all(text, yaml.SafeLoader):
+        if not bounded(root):
+            raise HopelessError("its file in Git is too large once it is read: write it there", ELSEWHERE)
         items = _items(root)
         yield from ([root] if items is None else items)
 

@@ -23,7 +23,7 @@ def bodies(content: bytes | str) -> list[object]:
 
     try:
         nodes = list(yaml.compose_all(content, yaml.SafeLoader))
-        return [_constructed(node) for node in nodes] if all(map(_bounded, nodes)) else []
+        return [_constructed(node) for node in nodes] if all(map(bounded, nodes)) else []
     # Beside YAMLError whatever Python's own types say of a date, a number or a word that is none.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError):
         return []
@@ -35,8 +35,8 @@ def _constructed(node: Node) -> object:
     return yaml.SafeLoader("").construct_document(node)
 
 
-def _bounded(node: Node) -> bool:
-    """Count what is in a node, aliases as often as they stand there."""
+def bounded(node: Node) -> bool:
+    """Tell whether a node is not too large, its aliases counted as often as they stand there."""
     left, waiting = _MOST_NODES, [node]
     while waiting and left:
         left -= 1

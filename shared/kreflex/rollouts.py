@@ -38,8 +38,8 @@ class Progress:
     """How far a Rollout is; `weight` is what a traffic router gives the canary, None without one.
 
     `stands` says that only a person lets it go on, and `at_stable` that nothing but the stable pods gets traffic any
-    more, as far as the status tells. `noticed` says that the controller has seen the abort, and `paused_by` which record
-    has paused it.
+    more, as far as the status tells. `noticed` says that the controller has seen the abort, and `paused_by` which
+    record has paused it.
     """
 
     trial: str

@@ -8,6 +8,7 @@ import pytest
 
 from functions.canary_aborter.main import CanaryAborterSettings, decide, find, recovered
 from kreflex import (
+    CUT_OFF,
     MARK,
     SYNC_SUSPENDED,
     AbortRollout,
@@ -128,8 +129,8 @@ async def of_rollout(body: JSON, metrics: Metrics | None = None, **about: Any) -
     return await decide(signal(**about), here, SETTINGS)
 
 
-def taken(action: str, ago: timedelta = timedelta(), count: int = 1) -> Taken:
-    return Taken(action=action, first=NOW - ago, last=NOW - ago, count=count)
+def taken(action: str, ago: timedelta = timedelta(), count: int = 1, note: str = "") -> Taken:
+    return Taken(action=action, first=NOW - ago, last=NOW - ago, count=count, note=note)
 
 
 def course(*steps: Taken) -> dict[str, Any]:
@@ -227,6 +228,22 @@ async def test_an_abort_that_the_controller_has_not_noticed_is_repeated_soon_and
     given_up = await of_rollout(unseen, **course(taken("AbortRollout", 2 * SECOND, count=3)))
     assert isinstance(given_up, Refuse)
     assert given_up.cause == "NotAborted"
+
+
+async def test_what_people_retry_is_judged_anew_and_not_aborted_for_ever() -> None:
+    asked = course(taken("AbortRollout", SECOND))
+    assert isinstance(await of_rollout(a_rollout(), **asked), AbortRollout)
+    left = await of_rollout(a_rollout(), too_few(), **asked)
+    assert isinstance(left, Skip)
+    assert left.because.startswith("somebody retries ")
+    given_up = await of_rollout(a_rollout(), **course(taken("AbortRollout", SECOND, count=3)))
+    assert isinstance(given_up, Refuse)
+    assert (given_up.cause, "somebody retries it" in given_up.because) == ("NotAborted", True)
+
+
+async def test_an_abort_that_was_cut_off_before_it_arrived_is_sent_whatever_can_be_told_by_now() -> None:
+    cut = course(taken("AbortRollout", MINUTE, note=CUT_OFF))
+    assert isinstance(await of_rollout(a_rollout(), too_few(), **cut), AbortRollout)
 
 
 async def test_an_abort_that_is_slow_is_repeated_after_its_time() -> None:

@@ -23,6 +23,9 @@ BY = Manager(Ref("argoproj.io/v1alpha1", "Application", "argocd", "shop", "uid-a
 ANNOTATION: Place = ("metadata", "annotations", WEIGHT)
 SECOND: Place = ("spec", "rules", 0, "backendRefs", 1, "weight")
 
+# Aliases of aliases, each ten times.
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))])
+
 
 def the_weight(ref: Ref = INGRESS, place: Place = ANNOTATION, entry: JSON | None = None) -> Number:
     return Number(ref, BY, place, 10, entry or {})
@@ -87,6 +90,8 @@ def test_of_a_route_the_backend_of_that_place_gets_nothing_and_a_list_is_looked_
             the_weight(ROUTE, SECOND, {"name": "cart-canary"}),
             "can't be changed in its file by itself",
         ),
+        (an_ingress(more="#" * 1_000_000), the_weight(), "has more than 1000000 characters"),
+        (an_ingress(more=BOMB), the_weight(), "is too large once it is read"),
     ],
 )
 def test_what_can_not_be_changed_by_itself_is_left_to_people(text: str, number: Number, why: str) -> None:
