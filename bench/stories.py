@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench import rig
 from bench.rig import Json
 from bench.scene import HOSTS, POOL, Blow, Scene
 from lab import nodes
@@ -205,7 +206,7 @@ async def its_dependency_is_needed_at_the_start_only(scene: Scene) -> None:
     await scene.begin()
     scene.strike(Blow(_not_one_of(scene), _LOOP))
     await scene.delete_one()
-    await asyncio.sleep(48)
+    await _noticed(scene)
     await scene.release()
 
 
@@ -445,6 +446,15 @@ async def _a_new_pod(scene: Scene) -> None:
         return any(_is_new(pod) for pod in scene.of())
 
     await eventually(there, f"a new pod in {scene.where}")
+
+
+async def _noticed(scene: Scene) -> None:
+    """Wait until there is a record that says that something of the workload fails."""
+
+    async def recorded() -> bool:
+        return bool(await rig.records_about(scene.plane, scene.where, [scene.uid]))
+
+    await eventually(recorded, f"a record about {scene.where}/{scene.name}", 120, 0.5)
 
 
 async def _quota(scene: Scene, hard: Json) -> None:
