@@ -5,6 +5,7 @@ the judge of what was rolled back.
 """
 
 import asyncio
+import contextlib
 import itertools
 import statistics
 import tempfile
@@ -32,6 +33,7 @@ CASES, WIDTH, ROUND = 100, 14, 1.5
 # A container that is not even made is given five times the policy's patience; then a round of the waker, and its call.
 # One that loops counts from its third restart on, and for that a kubelet waits half a minute.
 _LOOKED_AT = {False: 5 * PATIENCE + 7.0, True: 52.0}
+_LONGER = 45.0
 _HEALED_WITHIN = 120.0
 # A busy machine must not make healthy nodes look silent.
 _PATIENT = Options(node_grace_seconds=60)
@@ -166,6 +168,13 @@ class Trial:
         await eventually(ill, f"something of {case.name} that fails", 30, 0.2)
         case.shown = True
         await asyncio.sleep(_LOOKED_AT[scene.slow])
+
+        async def decided() -> bool:
+            return bool(await rig.records_about(scene.plane, scene.where, [scene.uid]))
+
+        # On a busy machine it may not have come to look yet; where no pod of the release fails there is never a record.
+        with contextlib.suppress(LabError):
+            await eventually(decided, "a record", _LONGER, 1.0)
 
     async def _hear(self, case: Case, scene: Scene) -> None:
         for record in await rig.records_about(scene.plane, scene.where, [scene.uid]):
