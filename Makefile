@@ -47,7 +47,7 @@ test: setup binaries lint ## Everything that has to pass before a change is merg
 # They wait for clusters most of the time, so they run side by side, on clusters of their own. Of all but one the words
 # come at the end, not to mix with the others'.
 NODES := tests/cluster/test_fleet.py $(sort $(wildcard tests/cluster/test_lab_nodes.py tests/cluster/test_node_*.py))
-RELEASES := $(sort $(wildcard $(patsubst %,tests/cluster/test_%*.py,canary flagger git helm lab_jobs pipeline rollback)))
+RELEASES := $(sort $(wildcard $(patsubst %,tests/cluster/test_%*.py,canary flagger git helm lab_jobs pipeline release rollback)))
 APART := $(NODES:%=--ignore=%) $(RELEASES:%=--ignore=%)
 
 tests-of-clusters:

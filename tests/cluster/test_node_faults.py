@@ -50,9 +50,9 @@ def struck(scenario: Scenario, steps: Sequence[str], blows: Sequence[Blow]) -> l
 
 
 CASES = [
-    *struck(REPLACER, COURSE, KILLS),
-    # At every second write; the benchmark plays all of them.
-    *struck(REPLACER, COURSE[1::2], STOPS),
+    # At every second and every fourth write; the benchmark plays all of them.
+    *struck(REPLACER, COURSE[::2], KILLS),
+    *struck(REPLACER, COURSE[1::4], STOPS),
     *struck(SILENT, ("cordon", "Acting (2)", "replacement"), ("after", "before")),
     *struck(HEALS_LATE, ("Applied", "uncordon", "Acting (2)"), ("after", "before")),
     *struck(HEALS_EARLY, ("lease", "cordon"), (Halt("before"), Halt("after"))),
@@ -81,7 +81,7 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play
     """A control plane of its own: there is nobody else who would disturb the nodes."""
     home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "node_replacer")
     async with rig.cluster(home, options=faults.PATIENT, folders=folders) as plane, stage(plane) as on:
-        yield Played(on, await faults.run_all(on, [OFTEN, *faults.in_turn(CASES)], width=12))
+        yield Played(on, await faults.run_all(on, [OFTEN, *faults.in_turn(CASES)], width=8))
 
 
 async def test_the_end_is_the_same_whatever_is_killed_or_stopped_at_each_write(played: Played) -> None:
