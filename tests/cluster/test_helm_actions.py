@@ -11,7 +11,7 @@ import pytest
 from kreflex.actions import BlockedError
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
-from kreflex.errors import DeniedError
+from kreflex.errors import ConflictError, DeniedError
 from kreflex.helm import Held, Installation, Stored, Undo, stored
 from kreflex.helmactions import HELM_BACK, RollBackHelm, begun_undo, helm_went
 from kreflex.helmjobs import job_name, job_of, jobs_path
@@ -225,6 +225,8 @@ async def applied(lab: Lab, mark: str = OURS) -> str:
             return await action(lab, release).apply(lab.writer, lab.reader, mark)
         except BlockedError as blocked:
             return str(blocked)
+        except ConflictError:
+            return None
 
     said: str = await eventually(done, "the action applied")
     return said

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,14 +82,25 @@ class Ci:
         await self.here.plane.api.patch(self.path(), {"spec": spec})
         return image
 
-    async def step(self, *words: str, workload: str = "deployment/cart", config: Path | None = None) -> Ended:
-        """Run the command, as a pipeline does."""
+    async def step(
+        self,
+        *words: str,
+        workload: str = "deployment/cart",
+        config: Path | None = None,
+        then: Callable[[], Awaitable[object]] | None = None,
+    ) -> Ended:
+        """Run the command, as a pipeline does; what is to happen meanwhile happens after its first line."""
         command = [sys.executable, "-m", "functions.rollback", workload, "--namespace", self.here.name, *words]
         given = {"PATH": os.environ["PATH"], "KUBECONFIG": str(config or self.config), **processes.importable()}
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, env=given, cwd=kit.ROOT, stdout=pipe, stderr=pipe)
+        first = b""
+        if then is not None:
+            assert process.stdout is not None
+            first = await asyncio.wait_for(process.stdout.readline(), 60)
+            await then()
         output, complaint = await asyncio.wait_for(process.communicate(), 150)
-        return Ended(process.returncode, output.decode().splitlines(), complaint.decode())
+        return Ended(process.returncode, (first + output).decode().splitlines(), complaint.decode())
 
     async def asking(self, url: str, *words: str) -> Ended:
         """Run it so that it asks the function."""
@@ -166,20 +177,14 @@ async def test_check_asks_nobody_whatever_the_environment_says(ci: Ci, url: str)
 async def test_waits_for_the_image_that_git_brings_later(ci: Ci) -> None:
     await ci.make()
     image = f"{(await ci.image()).rpartition(':')[0]}:2"
-    waiting = asyncio.create_task(ci.step("--image", image, "--proof", "1s", "--within", "60s"))
-    await asyncio.sleep(4)
-    await ci.release("2")
-    ended = await waiting
+    ended = await ci.step("--image", image, "--proof", "1s", "--within", "60s", then=lambda: ci.release("2"))
     assert (ended.code, f"not yet {image}" in ended.lines[0]) == (0, True), ended
     assert f"healthy: revision 2 ({image}) is complete" in ended.last
 
 
 async def test_what_somebody_changes_meanwhile_is_2(ci: Ci) -> None:
     await ci.make("1-unready")
-    waiting = asyncio.create_task(ci.step("--within", "60s"))
-    await asyncio.sleep(4)
-    await ci.release("2")
-    ended = await waiting
+    ended = await ci.step("--within", "60s", then=lambda: ci.release("2"))
     assert (ended.code, "somebody has changed Deployment" in ended.last) == (2, True), ended
 
 
