@@ -406,6 +406,9 @@ class Arc(Generic[S]):
         except ConflictError:
             # Not as it was read. Whoever changed it may have healed it: put it back and decide again.
             undone, now = _undone(record, case), self.world.now()
+            # Nothing was tried, so that nothing is waited for the longer.
+            uncounted = undone.status.model_copy(update={"attempt": case.record.status.attempt})
+            undone = replace(undone, status=uncounted)
             reopened = await self._reopen(undone, "Changed", "it changed while it was looked at", now)
             log.info("remediation.changed", record=str(reopened))
             raise

@@ -189,6 +189,22 @@ async def test_an_eviction_that_failed_is_tried_again_later_and_its_intent_is_ke
     assert here.evictions() == [pod["metadata"]["uid"]]
 
 
+async def test_a_pod_that_changed_meanwhile_does_not_lengthen_the_wait_after_a_failure(
+    here: kit.Place, arc: Arc[Any]
+) -> None:
+    pod = await here.loop((await here.deployment())[0])
+    writer, arc.writer = arc.writer, Answering(arc.writer, ConflictError("409 it has changed", 409))
+    with pytest.raises(UnavailableError):
+        await arc.handle(signal(pod))
+    assert told(await the_record(here)) == ("Open", "deferred", "Changed")
+
+    arc.writer = Answering(writer, broken())
+    assert (await handled(arc, pod)).outcome == "failed"
+    status = (await the_record(here))["status"]
+    pause = datetime.fromisoformat(status["dueAt"]) - datetime.fromisoformat(status["decidedAt"])
+    assert round(pause.total_seconds()) == 30
+
+
 async def test_an_eviction_that_failed_and_happened_after_all_is_applied(here: kit.Place, arc: Arc[Any]) -> None:
     pod = await here.loop((await here.deployment())[0], speed=SPEED)
     writer, sent = arc.writer, []
