@@ -72,7 +72,8 @@ async def failed_before(release: Release, revision: Revision, world: World) -> s
             # Somebody else's object; the waker tells of it.
             continue
         settled = record.status.settled_at
-        open_then = record.created < release.changed_at and (settled is None or settled >= release.changed_at)
+        # Both times are cut off to whole seconds; a record of the earlier revision can't be younger than its end.
+        open_then = record.created <= release.changed_at and (settled is None or settled >= release.changed_at)
         same = record.episode.partition("/")[0] == revision.hash and record.status.verdict is None
         told_at = record.status.decided_at or record.created
         noted = [revision.healthy_until] if revision.healthy_until is not None else []

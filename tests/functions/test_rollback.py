@@ -326,6 +326,8 @@ LONG_OVER = {"phase": "Done", "outcome": "skipped", "settledAt": stamp(NOW - HOU
 async def test_a_release_into_an_outage_is_not_to_blame_for_it() -> None:
     because = f"{FAILS}; revision 1 (shop:1) was failing, too, when it was replaced ({RECORD})"
     assert bare(await decision(BAD, a_record("h1/1", 20 * MINUTE))) == refused(because, "FailedBefore")
+    # Noticed within the second of the change.
+    assert bare(await decision(BAD, a_record("h1/1", CHANGED))) == refused(because, "FailedBefore")
     closed = {"phase": "Done", "outcome": "skipped", "settledAt": stamp(NOW - MINUTE)}
     assert bare(await decision(BAD, a_record("h1/1", 20 * MINUTE, **closed))) == refused(because, "FailedBefore")
 
