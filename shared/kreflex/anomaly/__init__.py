@@ -1,0 +1,1 @@
+"""Anomalies: what a cluster's metrics say is wrong, with a stated number of false alarms."""
