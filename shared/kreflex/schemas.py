@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from kreflex.anomaly.anomalies import AnomalySpec, AnomalyStatus
 from kreflex.histories import KIND, PLURAL, HistorySpec
 from kreflex.parts import Part
 from kreflex.policy import GROUP, VERSION, PolicySpec
@@ -201,10 +202,39 @@ def history() -> JSON:
     return crd(KIND, PLURAL, "relhist", spec, namespaced=True, additionalPrinterColumns=columns)
 
 
+def anomaly() -> JSON:
+    """Give the CRD of what is unlike itself."""
+    spec = structural(AnomalySpec)
+    for name in ("watch", "target", "class", "since"):
+        spec["properties"][name]["x-kubernetes-validations"] = [_SAME]
+    columns = [
+        _column("Class", ".spec.class"),
+        _column("Kind", ".spec.target.kind"),
+        _column("Target", ".spec.target.name"),
+        _column("Phase", ".status.phase"),
+        _column("Score", ".status.score", kind="number"),
+        _column("Agreed", ".status.agreed", kind="boolean"),
+        _column("Feedback", ".status.feedback", priority=1),
+        _column("Since", ".spec.since", kind="date"),
+        _column("Summary", ".status.summary"),
+    ]
+    return crd(
+        "Anomaly",
+        "anomalies",
+        "anom",
+        spec,
+        namespaced=True,
+        status=structural(AnomalyStatus),
+        selectableFields=[{"jsonPath": ".status.phase"}, {"jsonPath": ".spec.class"}],
+        additionalPrinterColumns=columns,
+    )
+
+
 def all_crds() -> dict[str, JSON]:
     """Give every CRD by the name of its file."""
     return {
         "remediations.yaml": remediation(),
+        "anomalies.yaml": anomaly(),
         "releasehistories.yaml": history(),
         "remediationpolicies.yaml": policy("RemediationPolicy", "remediationpolicies", "rempol", namespaced=True),
         "clusterremediationpolicies.yaml": policy(
