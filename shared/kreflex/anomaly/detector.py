@@ -7,33 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from kreflex.anomaly.words import CLASSES, AnomalyClass, SignalKind
+
+__all__ = ["CLASSES", "About", "AnomalyClass", "Bools", "Detector", "Floats", "Kinds", "Scores", "SignalKind"]
+
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 Kinds = npt.NDArray[np.uint8]
-
-SignalKind = Literal[
-    "cpu", "disk", "errors", "gauge", "latency", "memory", "replicas", "restarts", "saturation", "traffic", "up"
-]
-# What can be wrong. "anomaly" is the generic one: unlike its own past, and no class says how.
-AnomalyClass = Literal[
-    "anomaly",
-    "absent",
-    "dropout",
-    "exhaustion",
-    "flatline",
-    "leak",
-    "level-shift",
-    "saturation",
-    "season",
-    "spike",
-    "thrash",
-]
-CLASSES: tuple[AnomalyClass, ...] = get_args(AnomalyClass)
 
 
 @dataclass(frozen=True, slots=True)

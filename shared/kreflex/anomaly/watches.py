@@ -1,0 +1,193 @@
+"""What is watched for anomalies: AnomalyWatch objects, which people keep in Git.
+
+Nothing here needs numpy. One that can't be used is told of, and skips only itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
+
+from kreflex.anomaly.words import AnomalyClass, SignalKind
+from kreflex.cluster import Reader
+from kreflex.durations import PATTERN, Duration, parse_duration
+from kreflex.parts import Part
+from kreflex.policy import GROUP
+from kreflex.records import API
+from kreflex.rule import Rule
+from kreflex.views import JSON
+
+KIND, PLURAL = "AnomalyWatch", "anomalywatches"
+TargetKind = Literal["Pod", "Node", "Deployment", "StatefulSet", "DaemonSet", "Service"]
+RBAC_TO_READ = (Rule(GROUP, PLURAL, "list", "cluster"),)
+
+_LABEL = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
+_QUERY = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
+def _between(least: str, most: str) -> WithJsonSchema:
+    rule = {
+        "rule": f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')",
+        "message": f"must be {least} at least, and {most} at most",
+    }
+    text = {"type": "string", "pattern": PATTERN, "minLength": 2, "maxLength": 20}
+    return WithJsonSchema({**text, "x-kubernetes-validations": [rule]})
+
+
+Interval = Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1)), _between("1s", "1h")]
+History = Annotated[Duration, Field(ge=timedelta(minutes=10), le=timedelta(days=28)), _between("10m", "672h")]
+Horizon = Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=7)), _between("1m", "168h")]
+
+
+class Pointer(Part):
+    """What the series are about: one object of a kind, which their labels name."""
+
+    kind: TargetKind
+    namespace_label: _LABEL = Field("namespace", description="The label that names its namespace; nodes have none.")
+    name_label: _LABEL = Field(description="The label that names it.")
+
+
+class Signal(Part):
+    """One query of the watch, and what kind of number it yields."""
+
+    name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")
+    query: _QUERY = Field(description="PromQL: an instant vector, one series for each target or part of one.")
+    kind: SignalKind = "gauge"
+    limit: _QUERY | None = Field(
+        None, description="PromQL: where it is exhausted; its series have the labels of the query's, or some of them."
+    )
+    classes: tuple[AnomalyClass, ...] = Field((), max_length=11, description="Only these classes; empty means all.")
+
+    @property
+    def meaning(self) -> str:
+        """Name what a state is about: with another query, another one is learnt."""
+        return hashlib.sha256(json.dumps([self.query, self.kind, self.limit]).encode()).hexdigest()[:16]
+
+
+class Led(Part):
+    """The function that an anomaly of a class may wake."""
+
+    class_: AnomalyClass = Field(alias="class")
+    function: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
+
+
+class WatchSpec(Part):
+    """What an AnomalyWatch says."""
+
+    target: Pointer
+    interval: Interval = Field(
+        parse_duration("1m"), description="How far apart the samples are, and how often they are looked at."
+    )
+    false_alarms_per_series_day: float = Field(0.05, ge=0.001, le=10, description="How many are borne.")
+    agreement: int = Field(
+        2, ge=1, le=20, description="How many signals have to agree before a class may lead to a remediation."
+    )
+    siblings: tuple[_LABEL, ...] = Field(
+        (), max_length=10, description="Labels that are the same for series which are expected to be alike."
+    )
+    history: History = Field(parse_duration("168h"), description="What is learnt from.")
+    horizon: Horizon = Field(parse_duration("4h"), description="How far an exhaustion is foretold.")
+    signals: tuple[Signal, ...] = Field(min_length=1, max_length=20)
+    remediations: tuple[Led, ...] = Field((), max_length=11)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> WatchSpec:
+        names = [signal.name for signal in self.signals]
+        if len(set(names)) < len(names):
+            raise ValueError("signals must have different names")
+        return self
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One AnomalyWatch as it was read."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    spec: WatchSpec
+    home: bool = True
+
+    @property
+    def key(self) -> str:
+        """How people call it."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def step(self) -> float:
+        """Seconds between two samples."""
+        return self.spec.interval.total_seconds()
+
+    def remediation(self, class_: AnomalyClass) -> str:
+        """Tell the function that a class may lead to; "" for none."""
+        return next((led.function for led in self.spec.remediations if led.class_ == class_), "")
+
+    def target(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
+        """Tell the namespace ("" for nodes) and the name of what a series is about.
+
+        None if its labels don't say, or name what this watch may not be about: one outside of Kreflex' own namespace
+        is about its own only.
+        """
+        pointer = self.spec.target
+        name = labels.get(pointer.name_label, "")
+        if not name or pointer.kind == "Node":
+            return ("", name) if name and self.home else None
+        namespace = labels.get(pointer.namespace_label, "")
+        return (namespace, name) if namespace and (self.home or namespace == self.namespace) else None
+
+    def siblings(self, labels: Mapping[str, str]) -> tuple[str, ...]:
+        """Tell what the series has in common with those that are expected to be like it."""
+        return tuple(labels.get(label, "") for label in self.spec.siblings)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An AnomalyWatch that can't be used, and why: the field, and what is wrong with it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Watches:
+    """All AnomalyWatches of the cluster."""
+
+    good: tuple[Watch, ...] = ()
+    broken: tuple[Broken, ...] = ()
+
+
+async def read_watches(reader: Reader, home: str = "kreflex-system") -> Watches:
+    """Read all AnomalyWatches; those that can't be used stand apart."""
+    found = [read_watch(body, home) async for body in reader.list_served(f"/apis/{API}/{PLURAL}")]
+    return Watches(
+        tuple(one for one in found if isinstance(one, Watch)), tuple(one for one in found if isinstance(one, Broken))
+    )
+
+
+def read_watch(body: JSON, home: str = "kreflex-system") -> Watch | Broken:
+    """Read one AnomalyWatch, of the cluster or of a file."""
+    meta = body["metadata"]
+    who = (meta.get("namespace", home), meta["name"], meta.get("uid", ""), meta.get("generation", 0))
+    try:
+        spec = WatchSpec.model_validate(body.get("spec") or {})
+    except ValidationError as error:
+        return Broken(*who, "; ".join(_sentence(fault["loc"], fault["msg"]) for fault in error.errors()))
+    at_home = who[0] == home
+    if spec.target.kind == "Node" and not at_home:
+        return Broken(*who, f"spec.target.kind: nodes are watched from namespace {home} only")
+    return Watch(*who, spec, at_home)
+
+
+def _sentence(place: tuple[int | str, ...], message: str) -> str:
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return f"spec{path}: {message.removeprefix('Value error, ')}"
