@@ -1,17 +1,19 @@
-"""Evict a pod whose container restarts again and again, where a new pod can help."""
+"""Evict a pod whose container restarts again and again, or that leaks, where a new pod can help."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from pydantic import Field
 
 from kreflex import (
+    Anomaly,
     Container,
     Defer,
     Duration,
+    EvictAnomalous,
     EvictPod,
     Ineffective,
     Pod,
@@ -24,9 +26,14 @@ from kreflex import (
     UnavailableError,
     Unknown,
     World,
+    agreed_anomalies,
+    doubt,
+    first_certain,
+    open_anomalies,
     parse_duration,
     serve,
     show_duration,
+    story,
 )
 
 IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
@@ -61,14 +68,20 @@ class Loop:
 
 async def find(world: World, settings: RestartLoopSettings) -> AsyncIterator[PodSignal]:
     """Look at every pod once; the cheap questions only."""
+    seen = await agreed_anomalies(world.cluster)
     async for pod in world.cluster.pods():
-        loop = None if exempt(pod) else worst_loop(pod, world, settings)
-        if loop is not None:
-            yield PodSignal(pod.ref.namespace, pod.ref.name, pod.ref.uid, summary=loop.story)
+        if exempt(pod):
+            continue
+        loop, anomalies = worst_loop(pod, world, settings), seen.get(pod.ref.uid, ())
+        summary = loop.story if loop else await allowed_story(anomalies, pod, world) if anomalies else None
+        if summary is not None:
+            yield PodSignal(pod.ref.namespace, pod.ref.name, pod.ref.uid, summary)
 
 
-async def decide(signal: PodSignal, world: World, settings: RestartLoopSettings) -> EvictPod | Defer | Refuse | Skip:
-    """Evict a looping pod, unless its successor would loop for the same cause."""
+async def decide(
+    signal: PodSignal, world: World, settings: RestartLoopSettings
+) -> EvictPod | EvictAnomalous | Defer | Refuse | Skip:
+    """Evict a looping pod, unless its successor would loop for the same cause; or one with an anomaly, if allowed."""
     if signal.seen is not None and (exempt(signal.seen) or worst_loop(signal.seen, world, settings) is None):
         return Skip("the event shows no loop")
     pod = await world.cluster.pod(signal.namespace, signal.name)
@@ -81,7 +94,8 @@ async def decide(signal: PodSignal, world: World, settings: RestartLoopSettings)
     hopeless = next((loop for loop in loops if loop.cause is not None), None)
     if hopeless is not None:
         return Refuse(hopeless.story, hopeless.cause or "")
-    return await evict_for(loops, pod, world, settings) or rest(signal, pod, world, settings)
+    looping = await evict_for(loops, pod, world, settings)
+    return looping or await evict_anomalous(pod, rest(signal, pod, world, settings), world)
 
 
 async def evict_for(
@@ -98,6 +112,31 @@ async def evict_for(
             return EvictPod(because, pod, await world.cluster.top_owner(pod))
         rare = rare or Skip(f"{loop.container.name} restarted {restarts} times in {window}")
     return rare
+
+
+async def evict_anomalous(pod: Pod, otherwise: Defer | Skip, world: World) -> EvictAnomalous | Defer | Refuse | Skip:
+    """Evict for an anomaly of which the policies allow that; `otherwise` is what is to be done without one.
+
+    Whoever sent the signal is not believed, only what anomaly-scorer has written down of this very pod.
+    """
+    found = await open_anomalies(pod.ref, world.cluster)
+    if not found:
+        return otherwise
+    terms = await world.anomalies(pod.ref.namespace, pod.labels)
+    if isinstance(terms, str):
+        return Refuse(terms, "Policy")
+    anomaly = first_certain(found, terms, world.now())
+    if anomaly is None:
+        doubts = Skip("; ".join(doubt(one, terms, world.now()) or "" for one in found))
+        return otherwise if isinstance(otherwise, Defer) else doubts
+    return EvictAnomalous(story(anomaly), pod, await world.cluster.top_owner(pod), anomaly.spec.class_)
+
+
+async def allowed_story(found: Sequence[Anomaly], pod: Pod, world: World) -> str | None:
+    """Tell the anomaly that a pod may be evicted for; None if there is none."""
+    terms = await world.anomalies(pod.ref.namespace, pod.labels)
+    anomaly = None if isinstance(terms, str) else first_certain(found, terms, world.now())
+    return story(anomaly) if anomaly else None
 
 
 def rest(signal: PodSignal, pod: Pod, world: World, settings: RestartLoopSettings) -> Defer | Skip:
@@ -124,7 +163,20 @@ async def recovered(
     if any(pod.ref.uid == treatment.target.uid and not pod.terminating for pod in pods):
         return Defer("the list of its pods is older than the eviction", until=world.now() + treatment.proof)
     successors = [pod for pod in pods if succeeds(pod, treatment)]
+    same = await same_again(successors, treatment, world)
+    if same is not None:
+        return same
     return judge(successors, treatment, world, settings) if successors else await without_successor(treatment, world)
+
+
+async def same_again(successors: list[Pod], treatment: Treatment, world: World) -> Ineffective | None:
+    """See whether a pod that came after shows the anomaly that its predecessor was evicted for."""
+    kind = treatment.prior.get("anomaly")
+    for pod in successors if kind else ():
+        for anomaly in await open_anomalies(pod.ref, world.cluster):
+            if anomaly.spec.class_ == kind:
+                return Ineffective(f"its successor {pod.ref.name} shows the same: {story(anomaly)}")
+    return None
 
 
 def judge(

@@ -1,8 +1,10 @@
 """What a function of Kreflex may use: signals in, decisions out, and a world to look at."""
 
 import kreflex.startup  # noqa: F401 - before all others
-from kreflex.actions import EvictPod
+from kreflex.actions import EvictAnomalous, EvictPod
 from kreflex.ailments import Ailment, Limits, ailment
+from kreflex.anomaly.anomalies import Anomaly
+from kreflex.anomalynotes import agreed_anomalies, doubt, first_certain, open_anomalies, story
 from kreflex.canaries import Canary, NoCanary, canary_of, marked, may_try, this_try, tried
 from kreflex.canarygit import (
     ForgetSuspendedShares,
@@ -68,6 +70,7 @@ __all__ = [
     "UNDER_WAY",
     "AbortRollout",
     "Ailment",
+    "Anomaly",
     "AskProvider",
     "Backing",
     "Canary",
@@ -82,6 +85,7 @@ __all__ = [
     "Duration",
     "Elsewhere",
     "EndRemediation",
+    "EvictAnomalous",
     "EvictPod",
     "EvictPods",
     "EvictStuck",
@@ -152,18 +156,21 @@ __all__ = [
     "WorkloadSignal",
     "World",
     "Worse",
+    "agreed_anomalies",
     "ailment",
     "around",
     "by_pods",
     "canary_of",
     "compare",
     "complaints",
+    "doubt",
     "episode",
     "errors_since",
     "evictable",
     "failed_before",
     "failing",
     "findings",
+    "first_certain",
     "helm_source",
     "helm_way_back",
     "helm_went",
@@ -178,6 +185,7 @@ __all__ = [
     "noted_by",
     "numbers_of",
     "only_configured",
+    "open_anomalies",
     "owned",
     "owner_of",
     "parse_duration",
@@ -194,6 +202,7 @@ __all__ = [
     "step_in_git",
     "step_to_suspend",
     "still_suspended",
+    "story",
     "suspend",
     "suspension",
     "this_try",

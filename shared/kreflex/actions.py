@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from kreflex import anomalynotes
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError, ThrottledError
 from kreflex.rule import Check, Rule
@@ -34,6 +35,8 @@ class Action(ABC):
     because: str
 
     rbac: ClassVar[tuple[Rule, ...]]
+    # What `find` reads, beside what its signals ask for, to come to this action without an event.
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = ()
     verb: ClassVar[str]
     past: ClassVar[str]
     # One of several of a long remediation: after it, the function is asked for the next.
@@ -207,6 +210,20 @@ class EvictPod(Action):
         return await _left(target, reader)
 
 
+@dataclass(frozen=True)
+class EvictAnomalous(EvictPod):
+    """Evict a pod that does not crash, for an anomaly of one class that anomaly-scorer sees."""
+
+    anomaly: str
+
+    rbac: ClassVar[tuple[Rule, ...]] = (*EvictPod.rbac, *anomalynotes.RBAC)
+    rbac_to_find: ClassVar[tuple[Rule, ...]] = anomalynotes.RBAC
+
+    def prior(self) -> dict[str, str]:
+        """Its class too: the pods that come after must not show the same."""
+        return {**super().prior(), "anomaly": self.anomaly}
+
+
 async def evict(pod: Pod, writer: Writer, reader: Reader, grace_seconds: int | None = None) -> None:
     """Evict a pod as it was read; `grace_seconds` replaces its own grace period. Raises as `Action.apply` does.
 
@@ -267,4 +284,4 @@ def register(*kinds: type[Action]) -> None:
     ACTIONS.update({kind.__name__: kind for kind in kinds})
 
 
-register(EvictPod)
+register(EvictPod, EvictAnomalous)

@@ -31,7 +31,8 @@ _VERSIONS = {
     "networking.istio.io": "v1",
     "flagger.app": "v1beta1",
 }
-_SERVED = {**OWNING, **SHARING, ("kreflex.dev", "ReleaseHistory"): "releasehistories"}
+_REMEMBERED = {("kreflex.dev", "ReleaseHistory"): "releasehistories", ("kreflex.dev", "Anomaly"): "anomalies"}
+_SERVED = {**OWNING, **SHARING, **_REMEMBERED}
 # The API version that a kind is read in, where an event or an alert names just the kind.
 TOLD = {kind: f"{group}/{_VERSIONS[group]}" for group, kind in (*RELEASED, *SHARING)}
 OWNERS = tuple(Rule(group, plural, "get") for (group, _), plural in OWNING.items())

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, WithJsonSchema, model_validator
 
+from kreflex.anomalyterms import Anomalies
 from kreflex.cluster import Reader
 from kreflex.durations import PATTERN, Duration, parse_duration
 from kreflex.errors import ApiError, UnavailableError
@@ -156,6 +157,9 @@ class PolicySpec(Part):
     releases: Releases | None = Field(
         None, description="When a release is bad, and how it is undone. Cluster policies only."
     )
+    anomalies: Anomalies | None = Field(
+        None, description="Which anomalies a pod may be evicted for. Of several policies that say so, all have to."
+    )
     proof: Duration = Field(parse_duration("10m"), description="How long the owner must be healthy to count as healed.")
     prove_within: Duration = Field(
         parse_duration("20m"), description="No proof after this long is the verdict Unknown, which is not healed."
@@ -245,6 +249,21 @@ class Effective:
         if len(said) > 1:
             return f"policies {' and '.join(sorted(said))} say when this release is bad: leave one"
         return next(iter(said.values()), Releases())
+
+    @property
+    def anomalies(self) -> Anomalies:
+        """What a pod may be evicted for: what all policies that say something of it allow, and one of the cluster's.
+
+        A namespace's own policy may only tighten what that says.
+        """
+        said = [(spec.anomalies, policy.namespace) for policy, spec in self.specs if spec.anomalies is not None]
+        if all(namespace for _, namespace in said):
+            return Anomalies()
+        allowed = set.intersection(*(set(one.classes) for one, _ in said))
+        return Anomalies(
+            classes=tuple(name for name in said[0][0].classes if name in allowed),
+            signals=max(one.signals for one, _ in said),
+        )
 
     def allows_owner(self, kind: str) -> bool:
         """Tell whether each policy names this kind of owner."""

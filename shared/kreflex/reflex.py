@@ -122,7 +122,7 @@ class Arc(Generic[S]):
         self.reader = Reader(transport, core.looked_after)
         writer = Writer(transport)
         self.writer = writer
-        self.world = World(self.reader, Metrics(core.prometheus_url), reflex.name, core.kreflex_namespace)
+        self.world = World(self.reader, Metrics(*core.metrics), reflex.name, core.kreflex_namespace)
         self.records = Records(self.reader, writer)
         self.histories = Histories(self.reader, writer)
         self.ledger = Ledger(self.reader, writer, core.kreflex_namespace, self._look)
@@ -486,6 +486,7 @@ class Arc(Generic[S]):
             status.intent.action if status.intent else "",
             status.answer,
             status.steps,
+            status.intent.prior if status.intent else {},
         )
         verdict = await self.reflex.recovered(treatment, self.world, self.reflex.settings)
         prove_by = status.prove_by or now

@@ -69,8 +69,10 @@ def in_namespaces(reflex: Reflex[Any]) -> bool:
 
 def rights_of_waker(reflexes: Iterable[Reflex[Any]]) -> Rights:
     """Compute what the waker needs: its own round, and what the `find` of each function reads."""
-    signals = {signal for reflex in reflexes for signal in _alternatives(reflex, "signal")}
-    finds = [rule for signal in sorted(signals, key=lambda signal: signal.__name__) for rule in signal.rbac_to_find]
+    loaded = [*reflexes]
+    asked = {signal for reflex in loaded for signal in _alternatives(reflex, "signal")}
+    asked |= {action for reflex in loaded for action in actions_of(reflex)}
+    finds = [rule for one in sorted(asked, key=lambda one: one.__name__) for rule in one.rbac_to_find]
     return Rights(WAKER, (), (*finds, *_WAKING))
 
 

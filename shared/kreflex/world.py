@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from kreflex.anomalyterms import Anomalies
 from kreflex.cluster import Reader
 from kreflex.nodes import Node
 from kreflex.policy import load_policies
@@ -35,6 +36,11 @@ class World:
         effective = (await load_policies(self.cluster)).for_object(self.function, workload.namespace, labels)
         return effective.broken or effective.releases
 
+    async def anomalies(self, namespace: str, labels: Mapping[str, str]) -> Anomalies | str:
+        """Tell for which anomalies a pod may be evicted; in words, if the policies can't be read."""
+        effective = (await load_policies(self.cluster)).for_object(self.function, namespace, labels)
+        return effective.broken or effective.anomalies
+
     def record_of(self, target: Ref, episode: str) -> str:
         """Tell what the record of a fault is called, whether it is there or not."""
         return record_name(self.function, target.name, fault_key(self.function, target.uid, episode))
@@ -56,3 +62,5 @@ class Treatment:
     action: str = ""
     answer: Answer | None = None
     steps: tuple[Taken, ...] = ()
+    prior: Mapping[str, str] = field(default_factory=dict)
+    """What the action said of the state before it."""

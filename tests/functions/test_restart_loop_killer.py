@@ -320,7 +320,7 @@ async def test_finds_the_pods_that_loop_and_no_others() -> None:
         PodSignal("shop", "loops", "uid-loops", "app restarted 4 times, last with exit code 1"),
         PodSignal("shop", "starves", "uid-starves", "app restarted 4 times, last with exit code 137"),
     ]
-    assert api.calls == ["GET /api/v1/pods"]
+    assert api.calls == ["GET /apis/kreflex.dev/v1alpha1/anomalies", "GET /api/v1/pods"]
 
 
 def a_treatment(owner: Ref | None = CART_DEPLOYMENT, ago: timedelta = 12 * MINUTE) -> Treatment:

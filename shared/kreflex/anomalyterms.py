@@ -1,0 +1,37 @@
+"""What a policy says about anomalies: which of them a pod may be evicted for, and what has to be known then."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kreflex.parts import Part
+
+# As in kreflex.anomaly.detector, which needs numpy; a test compares them.
+ClassName = Literal[
+    "anomaly",
+    "absent",
+    "dropout",
+    "exhaustion",
+    "flatline",
+    "leak",
+    "level-shift",
+    "saturation",
+    "season",
+    "spike",
+    "thrash",
+]
+
+
+class Anomalies(Part):
+    """What has to be known of an anomaly of a pod, so that the pod may be evicted for it."""
+
+    classes: tuple[ClassName, ...] = Field(
+        (),
+        max_length=20,
+        description="Which classes of anomalies may lead to an eviction, such as leak. Without any, none does.",
+    )
+    signals: int = Field(
+        2, ge=1, le=100, description="So many signals must say the same: one series alone may be wrong."
+    )
