@@ -85,6 +85,7 @@ class Seen(Part):
     score: float
     series: str = Field("", max_length=2048, description="The labels of the series.")
     at: Time = Field(description="The tick that saw it last beyond its threshold.")
+    peak: float = Field(0.0, description="The highest score of the episode, as far as it was written down.")
     factor: float = Field(1.0, description="What feedback has multiplied the threshold of this series by.")
     evidence: dict[str, float] = Field(default_factory=dict)
 

@@ -1,0 +1,191 @@
+"""What people and remediations say of anomalies, and how it moves the thresholds: bounded, and for all to see.
+
+The factors of a watch are kept beside its states and not in them, so that what is learnt anew does not lose them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from kreflex.anomaly.anomalies import Anomaly, Feedback
+from kreflex.anomaly.store import Store
+from kreflex.anomaly.watches import Watch
+from kreflex.audit import log
+from kreflex.cluster import Reader
+from kreflex.errors import ConflictError, UnavailableError
+from kreflex.parts import Part
+from kreflex.records import API, TARGET
+
+LEAST, MOST = 0.5, 4.0
+# What was dismissed is borne from now on, and a little more; what was confirmed makes us listen more closely.
+_ABOVE = 1.05
+_CLOSER = 0.9
+# A remediation that did not help says little about whether there was anything to help.
+_DOUBT = 1.1
+_TRIES = 5
+_LENIENT = ConfigDict(extra="ignore")
+
+Verdict = Literal["confirmed", "dismissed", "doubted"]
+
+
+def moved(factor: float, verdict: Verdict, peak: float, then: float = 1.0) -> float:
+    """Give the new factor of a series; `peak` is the highest score of its alarm, and `then` the factor it had then."""
+    if verdict == "confirmed":
+        wanted = factor * _CLOSER
+    elif verdict == "doubted":
+        wanted = factor * _DOUBT
+    else:
+        wanted = max(factor, then * peak * _ABOVE)
+    return round(min(MOST, max(LEAST, wanted)), 4)
+
+
+class Applied(Part):
+    """What was made of one anomaly's feedback, so that it counts once, and can be taken back."""
+
+    model_config = _LENIENT
+
+    verdict: Verdict
+    before: dict[str, float] = Field(default_factory=dict)
+
+
+class Book(Part):
+    """The factors of one watch: of series, and of what their siblings have in common."""
+
+    model_config = _LENIENT
+
+    factors: dict[str, float] = Field(default_factory=dict)
+    applied: dict[str, Applied] = Field(default_factory=dict)
+
+    def factor(self, signal: str, series: str, siblings: Sequence[str] = ()) -> float:
+        """Tell what the threshold of a series is multiplied by: its own factor, or half of what its siblings have."""
+        own = self.factors.get(_of_series(signal, series))
+        if own is not None:
+            return own
+        group = self.factors.get(_of_group(signal, siblings)) if siblings else None
+        return 1.0 if group is None else float(round(group**0.5, 4))
+
+
+def _of_series(signal: str, series: str) -> str:
+    return f"{signal}/{series}"
+
+
+def _of_group(signal: str, siblings: Sequence[str]) -> str:
+    return f"{signal}//{'/'.join(siblings)}"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What somebody has said of an anomaly, and who."""
+
+    anomaly: Anomaly
+    verdict: Verdict
+    by: str
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def feedback(self) -> Feedback:
+        """How the Anomaly's status tells it."""
+        return "confirmed" if self.verdict == "confirmed" else "dismissed"
+
+    @property
+    def told(self) -> bool:
+        """True when the Anomaly's status tells it already."""
+        return self.anomaly.status.feedback == self.feedback and self.anomaly.status.feedback_by == self.by
+
+
+def heard(anomaly: Anomaly) -> Heard | None:
+    """Tell what a person has said of an anomaly."""
+    said = anomaly.spec.feedback
+    if said is None:
+        return None
+    return Heard(anomaly, "confirmed" if said.verdict == "Confirmed" else "dismissed", said.by)
+
+
+async def heard_of_remediation(anomaly: Anomaly, reader: Reader) -> Heard | None:
+    """Tell what became of the remediation that an anomaly has led to: one that helped had something to help."""
+    if anomaly.open or anomaly.status.feedback or not anomaly.status.remediation:
+        return None
+    path = f"/apis/{API}/namespaces/{anomaly.namespace}/remediations"
+    chosen = f"{TARGET}={anomaly.spec.target.uid[:63]}"
+    async for body in reader.list(path, labelSelector=chosen):
+        verdict = (body.get("status") or {}).get("verdict")
+        of_it = body["spec"].get("function") == anomaly.status.remediation
+        if of_it and verdict in {"Recovered", "Ineffective"} and _after(body, anomaly):
+            by = f"Remediation {body['metadata']['name']}"
+            return Heard(anomaly, "confirmed" if verdict == "Recovered" else "doubted", by)
+    return None
+
+
+def _after(body: Mapping[str, Any], anomaly: Anomaly) -> bool:
+    return str(body["metadata"]["creationTimestamp"]) >= anomaly.spec.since.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def changed(book: Book, heard: Iterable[Heard], known: Iterable[str] | None = None) -> Book:
+    """Give the book with these verdicts; each counts once, and one that was changed takes back the one before.
+
+    `known` are the UIDs of the anomalies that are still there: of others nothing more will be heard.
+    """
+    factors, applied = dict(book.factors), dict(book.applied)
+    for one in heard:
+        uid = one.anomaly.uid
+        done = applied.get(uid)
+        if done is not None and done.verdict == one.verdict:
+            continue
+        factors |= done.before if done else {}
+        before = {}
+        for key, peak, then in _moves(one):
+            now = factors.get(key, 1.0)
+            before[key] = now
+            factors[key] = moved(now, one.verdict, peak, then)
+        applied[uid] = Applied(verdict=one.verdict, before=before)
+    kept = applied if known is None else {uid: applied[uid] for uid in applied if uid in set(known)}
+    return Book(factors={key: factors[key] for key in sorted(factors) if factors[key] != 1.0}, applied=kept)
+
+
+def _moves(one: Heard) -> Iterable[tuple[str, float, float]]:
+    for seen in one.anomaly.status.signals:
+        peak = max(seen.peak, seen.score)
+        yield _of_series(seen.name, seen.series), peak, seen.factor
+        siblings = one.groups.get(seen.series)
+        if siblings:
+            yield _of_group(seen.name, siblings), peak, seen.factor
+
+
+def book_name(watch: Watch) -> str:
+    """Name the book of a watch in the store; no signal's name has a dot."""
+    return f"{watch.uid}.feedback.book"
+
+
+async def read_book(store: Store, watch: Watch) -> tuple[Book, str]:
+    """Read the factors of a watch, and their version in the store."""
+    stored = await store.read(book_name(watch))
+    if stored is None:
+        return Book(), ""
+    try:
+        return Book.model_validate_json(stored.content), stored.version
+    except ValidationError as error:
+        # Without it the thresholds are those that the detector states: sound, only not yet taught.
+        log.warning("feedback.unreadable", watch=watch.key, error=str(error))
+        return Book(), stored.version
+
+
+async def apply(store: Store, watch: Watch, heard: Sequence[Heard], known: Iterable[str]) -> Book:
+    """Write verdicts into the book of a watch, once each, whoever else writes; raises UnavailableError."""
+    there = tuple(known)
+    for _ in range(_TRIES):
+        book, version = await read_book(store, watch)
+        new = changed(book, heard, there)
+        if new == book:
+            return book
+        content = json.dumps(new.model_dump(mode="json", by_alias=True), sort_keys=True).encode()
+        try:
+            await store.write(book_name(watch), content, version)
+        except ConflictError:
+            continue
+        return new
+    raise UnavailableError(f"the feedback of {watch.key} is written by others all the time; it is tried again")
