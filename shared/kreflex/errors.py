@@ -39,6 +39,10 @@ class UnavailableError(KreflexError):
     """A dependency does not answer, or not in time. Answered 503, which Knative and Alertmanager repeat."""
 
 
+class QueryError(UnavailableError):
+    """Prometheus answers, but not this query: who wrote it has to mend it. No answer, as if it were down."""
+
+
 class ApiError(KreflexError):
     """The API server said no.
 

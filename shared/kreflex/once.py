@@ -44,7 +44,7 @@ async def _round(urls: dict[str, str], retain: timedelta) -> list[str]:
     core = CoreSettings.from_environment()
     transport = Transport(load_credentials())
     try:
-        world = World(Reader(transport, core.looked_after), Metrics(core.prometheus_url))
+        world = World(Reader(transport, core.looked_after), Metrics(*core.metrics))
         reflexes = [REFLEXES[name] for name in urls]
         with trace.span("round"):
             return await Waker(urls, reflexes, world, Writer(transport), core, retain).go()

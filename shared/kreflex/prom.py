@@ -1,52 +1,147 @@
-"""Prometheus, for the few questions that the API server can't answer."""
+"""Prometheus, for the questions that the API server can't answer.
+
+Thanos, Mimir and VictoriaMetrics speak its API. Mimir and Thanos want to be told the tenant, and each may want a token.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kreflex.errors import UnavailableError
+from kreflex.errors import QueryError, UnavailableError
 
 if TYPE_CHECKING:
     from prometheus_api_client import PrometheusConnect
 
 _TIMEOUT_SECONDS = 5
+# What a look at many series may take; Prometheus itself gives up after two minutes.
+_LONG_SECONDS = 20
+MOST_SERIES = 50_000
+# https://grafana.com/docs/mimir/latest/references/http-api/#authentication
+_TENANT = "X-Scope-OrgID"
+# These bytes are no part of a label: there the quotes would be escaped, and a label is no list and no `true`.
+_WARNINGS, _PARTIAL = b'"warnings":[', b'"isPartial":true'
+_BAD_QUERY = (400, 422)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The series of an answer as the API gives them, and what it warns of; `partial` if some series may be missing."""
+
+    series: list[dict[str, Any]]
+    warnings: tuple[str, ...] = ()
+    partial: bool = False
 
 
 class Metrics:
     """Asks one Prometheus; every failure is UnavailableError, because a guard that can't find out refuses."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, tenant: str = "", token_file: str = "") -> None:
+        self._url = url.rstrip("/")
+        self._tenant = tenant
+        self._token_file = token_file
         self._client: PrometheusConnect | None = None
+        self._heard = threading.local()
 
     async def scalar(self, query: str) -> float | None:
         """Evaluate a query that yields one number; None when there is no series."""
+        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS))
+        return _one_number(query, answer.series)
+
+    async def instant(self, query: str, at: float) -> Answer:
+        """Evaluate a query that yields many series, at a time."""
+        params = {"time": f"{at:.3f}", **_bounds()}
+        return await self._ask(query, lambda client: client.custom_query(query, params, _LONG_SECONDS + 1))
+
+    async def range(self, query: str, start: float, end: float, step: float) -> Answer:
+        """Evaluate a query at many times."""
+        times = (datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
+        exact = {"start": f"{start:.3f}", "end": f"{end:.3f}", **_bounds()}
+        return await self._ask(
+            query, lambda client: client.custom_query_range(query, *times, f"{step:g}", exact, _LONG_SECONDS + 1)
+        )
+
+    async def _ask(self, query: str, ask: Callable[[PrometheusConnect], list[dict[str, Any]]]) -> Answer:
         if not self._url:
             raise UnavailableError("PROMETHEUS_URL is not set")
-        return await asyncio.to_thread(self._ask, query)
+        return await asyncio.to_thread(self._answer, query, ask)
 
-    def _ask(self, query: str) -> float | None:
+    def _answer(self, query: str, ask: Callable[[PrometheusConnect], list[dict[str, Any]]]) -> Answer:
         from prometheus_api_client.exceptions import PrometheusApiClientException  # noqa: PLC0415 - loaded only where it is needed
 
+        self._heard.status, self._heard.content = 0, b""
         try:
-            series = self._connect().custom_query(query, timeout=_TIMEOUT_SECONDS)
+            client = self._connect()
+            client.headers = self._headers()
+            series = ask(client)
         except (PrometheusApiClientException, OSError, ValueError, KeyError, TypeError) as error:
-            raise UnavailableError(f"Prometheus did not answer {query!r}: {error}") from error
-        return _one_number(query, series)
+            kind = QueryError if self._heard.status in _BAD_QUERY else UnavailableError
+            raise kind(f"Prometheus did not answer {query!r}: {_said(self._heard.content) or error}") from error
+        finally:
+            content, self._heard.content = self._heard.content, b""
+        warnings = _warnings(content)
+        # Prometheus warns of dubious PromQL in the same place; then nothing is missing.
+        partial = _PARTIAL in content or any(not warning.startswith("PromQL ") for warning in warnings)
+        return Answer(series, warnings, partial)
+
+    def _headers(self) -> dict[str, str]:
+        # Not packed: that takes longer than to send it through a cluster's network.
+        headers = {"Accept-Encoding": "identity"}
+        if self._tenant:
+            headers[_TENANT] = self._tenant
+        if self._token_file:
+            # Read each time: the kubelet changes it.
+            headers["Authorization"] = f"Bearer {Path(self._token_file).read_text().strip()}"
+        return headers
 
     def _connect(self) -> PrometheusConnect:
-        from prometheus_api_client import PrometheusConnect  # noqa: PLC0415 - costs as much as the rest of a cold start
+        import requests  # noqa: PLC0415 - costs as much as the rest of a cold start
+        from prometheus_api_client import PrometheusConnect  # noqa: PLC0415
         from urllib3.util.retry import Retry  # noqa: PLC0415
 
         if self._client is None:
+            # The client gives the series only, and not what the answer says beside them.
+            session = requests.Session()
+            session.hooks["response"] = [self._hear]
             # No retries: the answer decides whether to wait, and the event comes again by itself.
-            self._client = PrometheusConnect(self._url, retry=Retry(total=0))
+            self._client = PrometheusConnect(self._url, retry=Retry(total=0), session=session)
         return self._client
 
+    def _hear(self, response: Any, **_: Any) -> None:
+        self._heard.status, self._heard.content = response.status_code, response.content
 
-def _one_number(query: str, series: list[dict[str, list[object]]]) -> float | None:
+
+def _bounds() -> dict[str, str]:
+    # What takes longer is ended over there, too, and who yields millions of series gets no more than fit in here.
+    return {"timeout": f"{_LONG_SECONDS}s", "limit": str(MOST_SERIES)}
+
+
+def _warnings(content: bytes) -> tuple[str, ...]:
+    at = content.find(_WARNINGS)
+    if at < 0:
+        return ()
+    try:
+        found, _ = json.JSONDecoder().raw_decode(content[at + len(_WARNINGS) - 1 :].decode())
+    except ValueError:
+        return ("it warns of something that can't be read",)
+    return tuple(str(one) for one in found)
+
+
+def _said(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _one_number(query: str, series: list[dict[str, Any]]) -> float | None:
     if not series:
         return None
     if len(series) > 1:

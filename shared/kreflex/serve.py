@@ -114,7 +114,7 @@ def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
 
     def made() -> Service:
         transport = Transport(load_credentials())
-        world = World(Reader(transport, core.looked_after), Metrics(core.prometheus_url))
+        world = World(Reader(transport, core.looked_after), Metrics(*core.metrics))
         waker = Waker(urls, reflexes, world, Writer(transport), core, retain)
         return Service.of(transport, world.cluster, lambda delivery: _round(waker, delivery))
 

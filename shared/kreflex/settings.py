@@ -63,6 +63,8 @@ class CoreSettings(Settings):
         description="The only namespaces that are looked after, with commas between; empty means all.",
     )
     prometheus_url: str = Field("", pattern=r"^(https?://\S+)?$")
+    prometheus_tenant: str = Field("", description="Sent as X-Scope-OrgID, for Mimir and Thanos.")
+    prometheus_token_file: str = Field("", description="The file with the bearer token that Prometheus is shown.")
     act_within: Duration = Field(parse_duration("30s"), description="How long one attempt may hold a record.")
     time_budget: Duration = Field(parse_duration("25s"), description="How long one request may take.")
     drain_grace: Duration = Field(
@@ -72,6 +74,11 @@ class CoreSettings(Settings):
     )
     token_file: str = Field("", description="The file with the token that the waker shows to the functions it calls.")
     concurrency: int = Field(8, ge=1, le=256, description="Signals of one request that are handled at the same time.")
+
+    @property
+    def metrics(self) -> tuple[str, str, str]:
+        """What `Metrics` is made with."""
+        return self.prometheus_url, self.prometheus_tenant, self.prometheus_token_file
 
     @property
     def looked_after(self) -> tuple[str, ...]:
