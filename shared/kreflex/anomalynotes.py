@@ -49,8 +49,8 @@ def doubt(anomaly: Anomaly, terms: Anomalies, now: datetime) -> str | None:
         return f"{anomaly}: no policy lets {kind} lead to an eviction (anomalies.classes)"
     if not status.agreed:
         return f"{anomaly} may lead to nothing: {status.because or 'no second signal agrees'}"
-    if len(status.signals) < terms.signals:
-        seen = len(status.signals)
+    seen = _signals(anomaly)
+    if seen < terms.signals:
         return f"{anomaly} is seen by {seen} signals, and the policy wants {terms.signals} (anomalies.signals)"
     if not anomaly.fresh(now):
         return f"{anomaly} is old: anomaly-scorer has said nothing of it for too long (status.freshUntil)"
@@ -65,6 +65,11 @@ def first_certain(found: Sequence[Anomaly], terms: Anomalies, now: datetime) -> 
 
 def story(anomaly: Anomaly) -> str:
     """Say what is wrong, and how many signals say so."""
-    count = len(anomaly.status.signals)
+    count = _signals(anomaly)
     agree = f"{count} signals agree" if count > 1 else "one signal says so"
-    return f"{anomaly.spec.class_}: {anomaly.status.summary or 'without words'} ({agree})"
+    return f"{anomaly.status.summary or anomaly.spec.class_}; {agree}"
+
+
+def _signals(anomaly: Anomaly) -> int:
+    """Count the signals that say so: several series of one, as of two containers, are one signal."""
+    return len({one.name for one in anomaly.status.signals})

@@ -43,8 +43,8 @@ from tests.values import (
 SIGNAL = PodSignal("shop", "cart-1", CART.uid, "KreflexAnomaly: it leaks", source="alertmanager")
 HEALTHY: dict[str, Any] = {"app": [a_status(state=RUNNING, restarts=0, last={})], "ready_for": MINUTE}
 LEAKS = {"classes": ["leak"]}
-SUMMARY = "its memory grows 3 MiB/min, and reaches its limit of 256 MiB in 12m"
-STORY = f"leak: {SUMMARY} (2 signals agree)"
+SUMMARY = "Pod shop/cart-1: leak: rss is 200Mi, and reaches its limit of 256Mi in 12 min (2.5 times its threshold)"
+STORY = f"{SUMMARY}; 2 signals agree"
 PROOF = 10 * MINUTE
 ANOMALIES, POLICIES = "/apis/kreflex.dev/v1alpha1", "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies"
 
@@ -138,7 +138,8 @@ async def test_of_several_policies_the_most_signals_are_wanted() -> None:
 async def test_one_signal_alone_leads_to_nothing() -> None:
     alone = an_anomaly(agreed=False, because="working-set alone says so, 2 signals have to agree")
     assert await decision(alone) == skipped(" may lead to nothing: working-set alone says so, 2 signals have to agree")
-    said = an_anomaly(signals=[a_sign("working-set")])
+    two_containers = [a_sign("working-set"), {**a_sign("working-set"), "series": 'container="mesh"'}]
+    said = an_anomaly(signals=two_containers)
     assert await decision(said) == skipped(" is seen by 1 signals, and the policy wants 2 (anomalies.signals)")
 
 

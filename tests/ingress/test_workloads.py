@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 
+from kreflex.anomaly.anomalies import read_anomaly
+from kreflex.anomaly.events import DETECTED, event_of
 from kreflex.ingress.cloudevents import FOUND
 from kreflex.views import JSON
 from tests.ingress.conftest import Answer, Caller
 from tests.ingress.surroundings import API
 from tests.ingress.test_alertmanager import a_webhook, an_alert
 from tests.ingress.test_argo_events import a_resource, sent
-from tests.ingress.test_cloudevents import UPDATE, binary
+from tests.ingress.test_cloudevents import UPDATE, binary, structured
 
 UID = "uid-cart"
 CART = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "shop", "name": "cart", "uid": UID}}
@@ -220,6 +222,42 @@ async def test_what_is_about_a_node_is_for_nobody_here(caller: Caller) -> None:
 async def test_an_anomaly_and_an_experiment_name_their_target(caller: Caller, kind: str) -> None:
     told = await heard(caller, {"target": OWNER, "because": "its errors rise"}, kind)
     assert told["signals"] == [{**HEARD, "summary": "its errors rise", "source": told["about"]["source"]}]
+
+
+def an_event(target: JSON) -> JSON:
+    """What anomaly-scorer tells of an anomaly that it has just opened."""
+    said = {"phase": "Open", "summary": "it leaks", "because": "2 signals agree", "agreed": True}
+    spec = {"watch": "kreflex-system/pods", "target": target, "class": "leak", "since": "2026-05-01T12:00:00Z"}
+    meta = {"namespace": "shop", "name": "leak-cart-1-01234567", "uid": "u", "resourceVersion": "1"}
+    return event_of(DETECTED, read_anomaly({"metadata": meta, "spec": spec, "status": said}))
+
+
+async def test_the_event_of_a_pods_anomaly_names_it_by_its_uid(caller: Caller) -> None:
+    event = an_event(POD)
+    told = (await structured(caller, event)).json
+    (signal,) = told["signals"]
+    named = {key: signal[key] for key in ("namespace", "name", "uid", "summary", "delivery")}
+    assert named == {
+        **{key: POD[key] for key in ("namespace", "name", "uid")},
+        "summary": "it leaks",
+        "delivery": event["id"],
+    }
+
+
+async def test_the_event_of_a_workloads_anomaly_is_a_reason_to_look_at_the_workload(caller: Caller) -> None:
+    told = (await structured(caller, an_event(OWNER))).json
+    (signal,) = told["signals"]
+    assert (signal["kind"], signal["name"], signal["summary"], told["ignored"]) == (
+        "Deployment",
+        "cart",
+        "it leaks",
+        [],
+    )
+
+
+async def test_the_event_of_a_nodes_anomaly_is_for_nobody_here(caller: Caller) -> None:
+    told = (await structured(caller, an_event({"apiVersion": "v1", "kind": "Node", "name": "blue-1", "uid": "n"}))).json
+    assert (told["signals"], len(told["ignored"])) == ([], 1)
 
 
 @pytest.mark.parametrize(

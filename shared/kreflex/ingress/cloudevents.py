@@ -294,10 +294,12 @@ def _about(item: Any, where: str, event: Event) -> Signal | str:
     if kind not in ("Pod", *TOLD):
         return f"{plain(event.kind)} is about a {shown(kind)}, which is for no function here"
     namespace, name = names(about, target)
-    summary = plain(item.get("because") or item.get("reason") or item.get("verdictReason") or event.kind)
+    words = ("summary", "because", "reason", "verdictReason")
+    summary = plain(next((item[word] for word in words if item.get(word)), event.kind))
     told: dict[str, Any] = {"summary": summary, "source": plain(event.attributes["source"]), "delivery": event.id}
     if kind == "Pod":
-        return PodSignal(namespace, name, **told)
+        uid = about.get("uid", "")
+        return PodSignal(namespace, name, uid if is_name(uid) else "", **told)
     return WorkloadSignal(TOLD[kind], kind, namespace, name, **told)
 
 
