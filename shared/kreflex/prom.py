@@ -55,6 +55,13 @@ class Metrics:
         answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS))
         return _one_number(query, answer.series)
 
+    async def vector(self, query: str) -> list[tuple[dict[str, str], float]]:
+        """Evaluate a query that yields several series now: the labels of each and its number, which may be NaN."""
+        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS))
+        if answer.partial:
+            raise UnavailableError(f"{query!r} was answered in part: {', '.join(answer.warnings) or 'no reason given'}")
+        return _numbers(query, answer.series)
+
     async def instant(self, query: str, at: float) -> Answer:
         """Evaluate a query that yields many series, at a time."""
         params = {"time": f"{at:.3f}", **_bounds()}
@@ -139,6 +146,13 @@ def _said(content: bytes) -> str:
         return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def _numbers(query: str, series: list[dict[str, Any]]) -> list[tuple[dict[str, str], float]]:
+    try:
+        return [(dict(one["metric"]), float(str(one["value"][1]))) for one in series]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UnavailableError(f"{query!r} yields no numbers: ask for an instant vector") from error
 
 
 def _one_number(query: str, series: list[dict[str, Any]]) -> float | None:

@@ -1,0 +1,111 @@
+"""What the cluster knows of its error budgets: one object that is written each minute, and that admission reads.
+
+Who may inject a fault is told by `budgets.budget_of`, which asks Prometheus. An admission policy can't ask anybody: it
+reads the ErrorBudgetStatus, and denies what is new while a budget is spent, or while nobody writes (docs/adr/0028).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kreflex.budgets import Budget, measure
+from kreflex.cluster import Reader, Writer
+from kreflex.parts import Part
+from kreflex.policy import GROUP, VERSION
+from kreflex.prom import Metrics
+from kreflex.records import API, Time
+from kreflex.rule import Rule
+from kreflex.sloformats import Slo
+from kreflex.slos import RBAC as RBAC_OF_SLOS
+from kreflex.slos import load_slos
+from kreflex.views import JSON
+
+KIND, PLURAL, NAME = "ErrorBudgetStatus", "errorbudgetstatuses", "budgets"
+# The writer comes each minute: three that fail in a row leave things as they are, the fourth stops all chaos.
+FRESH = timedelta(minutes=5)
+_WORDS = 500
+_AT_ONCE = 8
+RBAC_TO_READ = (Rule(GROUP, PLURAL, "get", "home", names=(NAME,)),)
+# A name can't be given to a right to create.
+RBAC = (
+    *RBAC_OF_SLOS,
+    *RBAC_TO_READ,
+    Rule(GROUP, PLURAL, "create", "home"),
+    Rule(GROUP, PLURAL, "update", "home", names=(NAME,)),
+)
+
+
+class BudgetLine(Part):
+    """One SLO's budget."""
+
+    namespace: str = Field(max_length=63)
+    slo: str = Field(max_length=253)
+    state: Literal["Healthy", "Burning", "Spent", "Unknown"]
+    burning: Literal["page", "ticket", "none"]
+    left: Annotated[str, Field(max_length=20)] = Field("", description="As 85%; empty if nobody can tell.")
+    why: str = Field(max_length=_WORDS, description="Which SLO, how much, and the threshold.")
+
+
+class BudgetStatusSpec(Part):
+    """All error budgets of the cluster as they were last seen."""
+
+    observed_at: Time
+    fresh_until: Time = Field(description="Nothing new is injected after this, until it is written again.")
+    budgets: tuple[BudgetLine, ...] = Field((), max_length=2000)
+
+
+def line(slo: Slo, budget: Budget) -> BudgetLine:
+    """Write one budget down."""
+    left = "" if budget.left is None else f"{budget.left:.0%}"
+    return BudgetLine(
+        namespace=slo.namespace,
+        slo=slo.name,
+        state=budget.state,
+        burning=budget.burning,
+        left=left,
+        why=budget.why[:_WORDS],
+    )
+
+
+async def observe(slos: Iterable[Slo], metrics: Metrics, least: float) -> list[tuple[Slo, Budget]]:
+    """Measure all budgets, a few at a time."""
+    turn = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(slo: Slo) -> tuple[Slo, Budget]:
+        async with turn:
+            return slo, await measure(slo, metrics, least)
+
+    return list(await asyncio.gather(*(one(slo) for slo in slos)))
+
+
+def status(found: Iterable[tuple[Slo, Budget]], now: datetime, home: str) -> JSON:
+    """Make the object."""
+    # What is in no namespace is nobody's: it is told to who asks for the status.
+    lines = tuple(line(slo, budget) for slo, budget in found if slo.namespace)
+    spec = BudgetStatusSpec(observed_at=now, fresh_until=now + FRESH, budgets=lines)
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "metadata": {"name": NAME, "namespace": home, "labels": {"app.kubernetes.io/part-of": "kreflex"}},
+        "spec": spec.model_dump(mode="json", by_alias=True),
+    }
+
+
+async def write(reader: Reader, writer: Writer, metrics: Metrics, home: str, least: float) -> list[tuple[Slo, Budget]]:
+    """Measure all budgets and write them down; raises ConflictError if another has written meanwhile."""
+    path = f"/apis/{API}/namespaces/{home}/{PLURAL}"
+    # Read before Prometheus is asked: what is older is not written over what is newer.
+    before = await reader.get(f"{path}/{NAME}")
+    found = await observe(await load_slos(reader, home), metrics, least)
+    body = status(found, reader.now(), home)
+    if before is None:
+        await writer.create(path, body)
+    else:
+        version = before["metadata"]["resourceVersion"]
+        await writer.replace(f"{path}/{NAME}", {**body, "metadata": {**body["metadata"], "resourceVersion": version}})
+    return found
