@@ -12,13 +12,16 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from bench import rig
+from bench.git_scenarios import GIT_SCENARIOS
+from bench.helm_scenarios import HELM_SCENARIOS
 from bench.mishaps import LEDGER, MISHAPS, Mishap, patiently
 from bench.node_scenarios import NODE_SCENARIOS
 from bench.release_scenarios import RELEASE_SCENARIOS
@@ -33,8 +36,8 @@ from lab.troubles import TROUBLES, Trouble
 PATIENCE = 240.0
 # A busy machine must not make healthy nodes look silent.
 PATIENT = Options(node_grace_seconds=60)
-# Longer than an attempt may hold a record: the other replica has taken over by then.
-STOP = 5.0
+# Longer than an attempt may hold a record, by so much: the other replica has taken over by then.
+_LONGER = 2.0
 WIDTH = 8
 _REASON = re.compile(
     r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|"
@@ -174,6 +177,8 @@ class Course:
     answers: list[Said] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     met: bool = True
+    twice: list[str] = field(default_factory=list)
+    """What was done more than once elsewhere than at the API server."""
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -199,9 +204,15 @@ class Trial:
         stage, case = self._stage, self._case
         self.course.where = where = await rig.namespace(stage.plane, {"maxInFlight": 1})
         made = asyncio.ensure_future(case.scenario.prepare(stage, where))
-        self._processes = [stage.process(case.scenario.folder, self._plan, where) for _ in range(case.replicas)]
+        self._processes = [self._process(where) for _ in range(case.replicas)]
         await asyncio.gather(*(process.start() for process in self._processes))
         self._objects = await made
+
+    def _process(self, where: str) -> Process:
+        played = self._case.scenario
+        return self._stage.process(
+            played.folder, self._plan, where, act_within=played.act_within, proxied=played.proxied
+        )
 
     async def play(self) -> None:
         """Let the faults begin and the troubles strike, and wait for each end; then once more, without any trouble."""
@@ -229,6 +240,8 @@ class Trial:
         await asyncio.gather(*self._mending, *(process.stop() for process in self._processes))
         for key in [key for key in stage.switch.routes if key[1] == where]:
             del stage.switch.routes[key]
+        for thing in course.ill:
+            course.twice += await patiently(partial(self._case.scenario.twice, stage.plane, where, thing))
         await patiently(lambda: rig.remove(stage.plane, f"{GROUP}/clusterremediationpolicies/{where}"))
         await patiently(lambda: self._case.scenario.clear(stage, where))
         course.seconds = time.monotonic() - self._begun
@@ -244,7 +257,7 @@ class Trial:
         if isinstance(blow, str):
             return [Strike(chosen, blow, "kill", 1.0)]
         if isinstance(blow, Halt):
-            return [Strike(chosen, blow.moment, "stop", STOP)]
+            return [Strike(chosen, blow.moment, "stop", self._case.scenario.act_within + _LONGER)]
         if isinstance(blow, Mishap):
             return [Hit(chosen, Trouble(blow.name), first=lambda: self._happen(blow))]
         return [Hit(chosen, blow, each=self._case.replicas > 1)]
@@ -330,7 +343,9 @@ class Trial:
         """What is missing of the end that a calm remediation has."""
         plane, where, scenario = self._stage.plane, self.course.where, self._case.scenario
         uids = [one["metadata"]["uid"] for one in self.course.ill]
-        self.course.records = await rig.records_about(plane, scenario.home or where, uids)
+        found = await rig.records_about(plane, scenario.home or where, uids)
+        aside = scenario.aside
+        self.course.records = [one for one in found if not aside or aside not in one["spec"]["fault"]["key"]]
         ends = [end(one) for one in self.course.records if one["spec"]["target"]["uid"] == ill["metadata"]["uid"]]
         if ends not in self._ends():
             return f"its records are {ends}"
@@ -452,14 +467,16 @@ def judge_writes(plane: ControlPlane, courses: Sequence[Course]) -> int:
     for course in courses:
         ill = [node["metadata"]["name"] for node in course.ill]
         expected = Counter((name, step) for name in ill for step in course.case.scenario.writes)
-        too_many += (found[course.where] - expected).total()
+        too_many += (found[course.where] - expected).total() + len(course.twice)
+        course.wrong += course.twice
         if found[course.where] != expected:
             course.wrong.append(f"steps {dict(found[course.where])} instead of one each of {list(expected)}")
     return too_many
 
 
 OWN_STEPS = frozenset(
-    {"cordon", "uncordon", "taint", "untaint", "replacement", "patch deployments", "patch statefulsets"}
+    {"cordon", "uncordon", "taint", "untaint", "replacement", "create jobs"}
+    | {f"patch {plural}" for plural in ("applications", "deployments", "statefulsets")}
 )
 
 
@@ -533,18 +550,30 @@ def shuffled(cases: Iterable[Case], size: int = 0) -> list[Case]:
     return found[:size] if size else found
 
 
+@asynccontextmanager
+async def surroundings(on: Stage, scenarios: Iterable[Scenario]) -> AsyncIterator[None]:
+    """Run what these scenarios need besides, once each."""
+    async with AsyncExitStack() as stack:
+        for needs in dict.fromkeys(scenario.needs for scenario in scenarios):
+            if needs is not None:
+                await stack.enter_async_context(needs(on))
+        yield
+
+
 async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> dict[str, Any]:
     """Run the benchmark: the whole matrix, or `size` cases of it, and the mishaps at the steps of a remediation.
 
     `only` chooses scenarios by the beginning of their names; `strikes` leaves all but kills and stops out.
     """
     begun = time.monotonic()
-    chosen = [
-        scenario for scenario in (*SCENARIOS, *NODE_SCENARIOS, *RELEASE_SCENARIOS) if scenario.name.startswith(only)
-    ]
+    chosen = [scenario for scenario in (*SCENARIOS, *LONG) if scenario.name.startswith(only)]
     folders = sorted({scenario.folder for scenario in chosen} | {rig.FOLDER})
     with tempfile.TemporaryDirectory(prefix="kreflex-bench-") as home:
-        async with rig.cluster(Path(home), options=PATIENT, folders=folders) as plane, stage(plane) as on:
+        async with (
+            rig.cluster(Path(home), options=PATIENT, folders=folders) as plane,
+            stage(plane) as on,
+            surroundings(on, chosen),
+        ):
             calm = await run_all(on, [Case(scenario) for scenario in chosen])
             cases = [case for course in calm for case in _cases(course, strikes=strikes)]
             events = [case for scenario in chosen for case in _events(scenario)]
@@ -558,8 +587,8 @@ async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> di
     return {**whole, "seconds": round(time.monotonic() - begun), "holds": holds}
 
 
-LONG = (*NODE_SCENARIOS, *RELEASE_SCENARIOS)
-VARIANTS = (*NODE_SCENARIOS[1:], *RELEASE_SCENARIOS[1:])
+LONG = (*NODE_SCENARIOS, *RELEASE_SCENARIOS, *GIT_SCENARIOS, *HELM_SCENARIOS)
+VARIANTS = (*NODE_SCENARIOS[1:], *RELEASE_SCENARIOS[1:], *GIT_SCENARIOS, *HELM_SCENARIOS)
 
 
 def _cases(calm: Course, *, strikes: bool) -> list[Case]:

@@ -18,10 +18,10 @@ from lab.workloads import fault
 FUNCTION = "rollback"
 GOOD, BAD = "v1", "v2-crash"
 # As many as fall ill in one case.
-COUNT, PODS = 5, 2
+COUNT, PODS, DEADLINE = 5, 2, 2
 _PATIENCE = 120.0
 _PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets"}
-_RELEASES = {"patience": "2s", "healthyFor": "2s", "changeWindow": "1h"}
+RELEASES = {"patience": "2s", "healthyFor": "2s", "changeWindow": "1h"}
 Making = Callable[[Stage, str], Awaitable[list[Json]]]
 
 
@@ -29,11 +29,13 @@ def shops(kind: str) -> Making:
     """Make workloads of a kind that are well, with a policy of their own."""
 
     async def make(on: Stage, where: str) -> list[Json]:
-        told = {"functions": [FUNCTION], "proof": "1s", "proveWithin": "2m", "releases": _RELEASES}
+        told = {"functions": [FUNCTION], "proof": "1s", "proveWithin": "2m", "releases": RELEASES}
         await rig.set_policy(on.plane, where, {"maxInFlight": 1}, **told)
-        made = [await on.plane.api.post(f"{_base(where, kind)}", _body(kind, number)) for number in range(COUNT)]
-        names = [body["metadata"]["name"] for body in made]
-        await eventually(lambda: _all_well(on.plane, where, names), f"the {kind}s of {where}", _PATIENCE, 0.5)
+        made = [
+            await on.plane.api.post(f"{_base(where, kind)}", body(kind, f"shop-{number}")) for number in range(COUNT)
+        ]
+        names = [one["metadata"]["name"] for one in made]
+        await eventually(lambda: running(on.plane, where, names), f"the {kind}s of {where}", _PATIENCE, 0.5)
         return [{**await on.plane.api.get(f"{_base(where, kind)}/{name}"), "kind": kind} for name in names]
 
     return make
@@ -43,26 +45,27 @@ def _base(where: str, kind: str) -> str:
     return f"/apis/apps/v1/namespaces/{where}/{_PLURALS[kind]}"
 
 
-def _body(kind: str, number: int) -> Json:
+def body(kind: str, name: str, tag: str = GOOD) -> Json:
+    """A workload whose pods tell soon how they are."""
     probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1}
-    container = {"name": "app", "image": f"lab.local/shop:{GOOD}", "readinessProbe": probe}
+    container = {"name": "app", "image": f"lab.local/shop:{tag}", "readinessProbe": probe}
     spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
-    name = f"shop-{number}"
     if kind == "StatefulSet":
-        body = workloads.stateful_set(name, PODS, spec)
+        made = workloads.stateful_set(name, PODS, spec)
     else:
-        body = workloads.deployment(name, PODS, spec=spec)
+        made = workloads.deployment(name, PODS, spec=spec)
         # Soon after that its status tells of it.
-        body["spec"]["progressDeadlineSeconds"] = 2
-    body["spec"]["template"]["metadata"]["annotations"] = fault(speed=60)
-    return body
+        made["spec"]["progressDeadlineSeconds"] = DEADLINE
+    made["spec"]["template"]["metadata"]["annotations"] = fault(speed=60)
+    return made
 
 
-async def _all_well(plane: ControlPlane, where: str, names: list[str]) -> bool:
-    return not any([await _unwell(plane, where, name) for name in names])
+async def running(plane: ControlPlane, where: str, names: list[str]) -> bool:
+    """Tell whether all of these run their good version."""
+    return not any([await unwell(plane, where, name) for name in names])
 
 
-async def _unwell(plane: ControlPlane, where: str, name: str) -> str:
+async def unwell(plane: ControlPlane, where: str, name: str) -> str:
     """What keeps a workload from running its good version; "" if nothing does."""
     found = await rig.pods(plane, where, name)
     ready = [pod for pod in found if nodes.is_ready(pod) and _tag(pod) == GOOD]
@@ -76,14 +79,21 @@ def _tag(pod: Json) -> str:
 async def release(plane: ControlPlane, thing: Json) -> Json:
     """A workload whose new version crashes, for long enough to be seen."""
     where, name, kind = thing["metadata"]["namespace"], thing["metadata"]["name"], thing["kind"]
-    path = f"{_base(where, kind)}/{name}"
     container = {**thing["spec"]["template"]["spec"]["containers"][0], "image": f"lab.local/shop:{BAD}"}
-    await plane.api.patch(path, {"spec": {"template": {"spec": {"containers": [container]}}}})
+    patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
+    await plane.api.patch(f"{_base(where, kind)}/{name}", patch)
+    return await crashing(plane, thing)
+
+
+async def crashing(plane: ControlPlane, thing: Json) -> Json:
+    """Wait until the new version of a workload has crashed for long enough to be seen; the workload."""
+    where, name, kind = thing["metadata"]["namespace"], thing["metadata"]["name"], thing["kind"]
 
     async def shows() -> Json | None:
-        body = await plane.api.get(path)
+        found = await plane.api.get(f"{_base(where, kind)}/{name}")
         failing = [pod for pod in await rig.pods(plane, where, name) if _tag(pod) == BAD and _restarts(pod) > 3]
-        return {**body, "kind": kind} if failing and (kind == "StatefulSet" or _timed_out(body)) else None
+        timed_out = thing["spec"].get("progressDeadlineSeconds") != DEADLINE or _timed_out(found)
+        return {**found, "kind": kind} if failing and timed_out else None
 
     ill: Json = await eventually(shows, f"the crash of {where}/{name}", _PATIENCE, 0.3)
     return ill
@@ -93,8 +103,8 @@ def _restarts(pod: Json) -> int:
     return max((one["restartCount"] for one in pod["status"].get("containerStatuses", [])), default=0)
 
 
-def _timed_out(body: Json) -> bool:
-    return any(one.get("reason") == "ProgressDeadlineExceeded" for one in body["status"].get("conditions", []))
+def _timed_out(workload: Json) -> bool:
+    return any(one.get("reason") == "ProgressDeadlineExceeded" for one in workload["status"].get("conditions", []))
 
 
 def told(thing: Json) -> Event:
@@ -117,10 +127,10 @@ def told(thing: Json) -> Event:
 
 async def taken_back(plane: ControlPlane, where: str, thing: Json) -> str:
     """The good version is there again, and all of it runs."""
-    body = await plane.api.get(f"{_base(where, thing['kind'])}/{thing['metadata']['name']}")
-    if body["spec"]["template"]["spec"] != {**thing["spec"]["template"]["spec"], "containers": _good(thing)}:
+    found = await plane.api.get(f"{_base(where, thing['kind'])}/{thing['metadata']['name']}")
+    if found["spec"]["template"]["spec"] != {**thing["spec"]["template"]["spec"], "containers": _good(thing)}:
         return "its template is not the good one"
-    return await _unwell(plane, where, thing["metadata"]["name"])
+    return await unwell(plane, where, thing["metadata"]["name"])
 
 
 def _good(thing: Json) -> list[Json]:

@@ -1,12 +1,13 @@
 """What the fault matrix plays: one function in one remediation, from what is healthy yet to the end that it has."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from bench import patients, rig
 from bench.rig import GROUP, Json
-from bench.stage import Event, Stage
+from bench.stage import ACT_WITHIN, Event, Stage
 from lab import functions, nodes
 from lab.cluster import ControlPlane
 
@@ -25,6 +26,11 @@ async def _remove_shop(on: Stage, where: str) -> None:
 
 async def nothing_else(_: ControlPlane, __: str, ___: Json) -> None:
     """What happens meanwhile, where nothing does."""
+
+
+async def nothing_twice(_: ControlPlane, __: str, ___: Json) -> list[str]:
+    """Where the API server's log tells of all that is done."""
+    return []
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,16 @@ class Scenario:
     """What is done to the object itself, each step once."""
     meanwhile: Callable[[ControlPlane, str, Json], Awaitable[None]] = nothing_else
     """What else happens in the middle of the treatment."""
+    twice: Callable[[ControlPlane, str, Json], Awaitable[list[str]]] = nothing_twice
+    """What of that which is done elsewhere was done more than once; asked when all has arrived that was on its way."""
+    aside: str = ""
+    """A word in the fault's key of records that tell of something else, which stays."""
+    act_within: float = ACT_WITHIN
+    """How many seconds an attempt has."""
+    needs: Callable[[Stage], AbstractAsyncContextManager[None]] | None = None
+    """What else has to run."""
+    proxied: bool = False
+    """Whether it does something elsewhere than at the API server, where it is to be met, too."""
     clear: Callable[[Stage, str], Awaitable[None]] = _remove_shop
 
     @property

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from bench import rig
 from bench.rig import Json
-from lab import callers, claims, functions, kubeconfig, processes
+from lab import callers, claims, forges, functions, kubeconfig, processes
 from lab.cluster import ControlPlane
 from lab.errors import LabError
 from lab.faults import FaultProxy, Hit, Strike
@@ -50,16 +50,19 @@ class Process:
         port: int,
         plan: Sequence[Strike | Hit],
         narrow: str = "",
-        **settings: str,
+        settings: Mapping[str, str] | None = None,
+        *,
+        proxied: bool = False,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self._proxied = proxied
         self.name = f"{functions.kebab(folder)}-{port}"
         token = plane.token_of("admin")
         self.proxy = FaultProxy(self.name, plane.url, plane.authority, lambda: self.child, plan, token, narrow)
         self.child: Child
         self._plane = plane
         self._folder = folder
-        self._settings = {"HOST": "127.0.0.1", "PORT": str(port), **rig.callers(plane), **settings}
+        self._settings = {"HOST": "127.0.0.1", "PORT": str(port), **rig.callers(plane), **(settings or {})}
         self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -68,7 +71,9 @@ class Process:
         url, token = await self.proxy.start(), await self._plane.token(account, namespace)
         file = self._plane.home.secrets / f"{self.name}.kubeconfig"
         kubeconfig.write(file, url, self._plane.authority, account, token, namespace)
-        self._settings |= {"KUBECONFIG": str(file), "ACT_WITHIN": f"{ACT_WITHIN:g}s", **processes.importable()}
+        proxy = {"http_proxy": url} if self._proxied else {}
+        common = {"ACT_WITHIN": f"{ACT_WITHIN:g}s", **self._settings}
+        self._settings = {**common, "KUBECONFIG": str(file), **proxy, **processes.importable()}
         self._spawn()
         await self.child.ready(processes.answers(f"{self.url}/readyz"), 120)
         self._keeper = asyncio.create_task(self._keep())
@@ -198,6 +203,8 @@ class Stage:
     """The file of the token that all wakers show; it is written once, for it may be read at any moment."""
     turn: asyncio.Lock
     """Held by what happens to the whole cluster."""
+    forge: forges.Forge | None = None
+    """Where the repositories are, for those who need them."""
     building: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_BUILDERS))
     """Held while nodes are made: many at once, each waited for, would be all that the API server does."""
 
@@ -214,12 +221,15 @@ class Stage:
                 await _bury(self.plane)
             await asyncio.sleep(ROUND)
 
-    def process(self, folder: str, plan: Sequence[Strike | Hit], where: str) -> Process:
+    def process(
+        self, folder: str, plan: Sequence[Strike | Hit], where: str, *, act_within: float, proxied: bool
+    ) -> Process:
         """A process for one case."""
         waker = folder == functions.WAKER
         told = {"FUNCTIONS": f"{rig.FUNCTION}={self.switch.url}/{where}", "TOKEN_FILE": self.token}
-        settings = told if waker else _SETTINGS.get(folder, {})
-        return Process(self.plane, folder, self.ports.take(), plan, where if waker else "", **settings)
+        settings = {"ACT_WITHIN": f"{act_within:g}s", **(told if waker else _SETTINGS.get(folder, {}))}
+        port, narrow = self.ports.take(), where if waker else ""
+        return Process(self.plane, folder, port, plan, narrow, settings, proxied=proxied)
 
 
 @asynccontextmanager
@@ -232,7 +242,7 @@ async def stage(plane: ControlPlane) -> AsyncIterator[Stage]:
     token = str(await callers.issue(plane, functions.WAKER, functions.NAMESPACE))
     urls = ",".join(f"{name}={switch.url}/net" for name in FUNCTIONS)
     told = {"RETAIN": "87600h", "FUNCTIONS": urls, "TOKEN_FILE": token}
-    net = Process(plane, functions.WAKER, ports.take(), [], **told)
+    net = Process(plane, functions.WAKER, ports.take(), [], settings=told)
     try:
         async with rig.session(plane) as session, claims.cloud(plane) as cloud:
             await asyncio.gather(helper.start(), net.start())

@@ -17,6 +17,7 @@ from typing import Literal
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from lab.processes import Child, trusting
 from lab.troubles import Answer, Trouble, refusal
@@ -25,8 +26,9 @@ WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _LIMIT = 32 * 1024 * 1024
 # What belongs to one connection, or is made anew for the next one.
 _HOP = frozenset({"host", "connection", "transfer-encoding", "content-length", "accept-encoding", "content-encoding"})
-# A question that is asked by POST.
+# Questions that are asked by POST.
 _REVIEWS = frozenset({"tokenreviews", "subjectaccessreviews", "selfsubjectaccessreviews"})
+_FETCH = "/git-upload-pack"
 _STEPS = (
     ("record", re.compile(r"^POST /apis/kreflex\.dev/.*/remediations$")),
     ("ledger", re.compile(r"^PUT .*/configmaps/kreflex-ledger$")),
@@ -37,6 +39,9 @@ _STEPS = (
     ("release", re.compile(r"^DELETE .*/leases/[^/]+$")),
     ("bound", re.compile(r"^PATCH .*/(nodeclaims|machines)/[^/]+$")),
     ("replacement", re.compile(r"^DELETE .*/(nodeclaims|machines)/[^/]+$")),
+    ("push", re.compile(r"^POST .*/git-receive-pack$")),
+    ("fetch", re.compile(r"^POST .*/git-upload-pack$")),
+    ("pull request", re.compile(r"^POST .*/(pulls|merge_requests)$")),
 )
 _NODE = re.compile(r"^PATCH /api/v1/nodes/[^/]+$")
 _STATUS = re.compile(r"^PATCH .*/remediations/[^/]+/status$")
@@ -59,15 +64,17 @@ class Call:
     @property
     def writes(self) -> bool:
         """Whether it may change something."""
-        return self.method in WRITES and self._part("plural") not in _REVIEWS
+        asks = self._part("plural") in _REVIEWS or self.path.endswith(_FETCH)
+        return self.method in WRITES and not asks
 
     @property
     def step(self) -> str:
         """Which step of a remediation it is.
 
         Writes: record, ledger, Open, Acting, eviction, Applied, Done, event; of a node also lease, renewal, cordon,
-        taint, bound (of its drain), replacement, uncordon, untaint, release. Others by what they do: `read pods`,
-        `list remediations`, `delete remediations`, `create tokenreviews`.
+        taint, bound (of its drain), replacement, uncordon, untaint, release; in Git push and pull request. Others by
+        what they do: `read pods`, `list remediations`, `delete remediations`, `create tokenreviews`; `note deployments`
+        is a patch of nothing but metadata.
         """
         line = f"{self.method} {self.path}"
         if _STATUS.match(line):
@@ -80,7 +87,11 @@ class Call:
     def _plain_step(self) -> str:
         verbs = {"POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}
         verb = verbs.get(self.method, "read" if self._part("name") else "list")
-        return f"{verb} {self._part('plural')}"
+        return f"{'note' if verb == 'patch' and self._of_metadata() else verb} {self._part('plural')}"
+
+    def _of_metadata(self) -> bool:
+        patch = json.loads(self.body)
+        return isinstance(patch, dict) and patch.keys() <= {"metadata"}
 
     def _part(self, name: str) -> str:
         found = _PARTS.match(self.path)
@@ -171,6 +182,7 @@ def nth(step: str, turn: int = 1) -> Chosen:
 class FaultProxy:
     """Stands at `url` before an API server for one replica; `victim` tells its process.
 
+    A process whose `http_proxy` it is meets it on its way to everybody else, too.
     `elder` is the token of somebody who may list everything: answers from the past are read with it. With `narrow`, the
     process sees the pods and records of one namespace only.
     """
@@ -327,6 +339,9 @@ class FaultProxy:
 
     async def _forward(self, request: web.Request, call: Call) -> Answer:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in _HOP}
+        origin = str(request.url.origin())
+        if origin != self.url:
+            return await self._ask(request.method, request.path_qs, call.body, headers, origin)
         path = call.narrowed(self._narrow, request.path_qs)
         answer = await self._ask(request.method, path, call.body, headers)
         if call.writes and self._elder and answer.status < 300:
@@ -338,15 +353,15 @@ class FaultProxy:
         if version:
             self._past["write"] = int(version) - 1
 
-    async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+    async def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str], origin: str = "") -> Answer:
         assert self._session is not None, "the proxy has not been started"
+        # As it is written: GitLab wants the slashes of a project quoted.
+        url = URL(f"{origin or self._upstream}{path}", encoded=True)
         try:
-            async with self._session.request(
-                method, self._upstream + path, data=body or None, headers=headers
-            ) as answer:
+            async with self._session.request(method, url, data=body or None, headers=headers) as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return Answer(503, f"the API server does not answer: {error!r}".encode())
+            return Answer(503, f"{origin or 'the API server'} does not answer: {error!r}".encode())
         kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP}
         return Answer(answer.status, content, kept)
 

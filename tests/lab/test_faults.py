@@ -22,6 +22,7 @@ PODS = "/api/v1/namespaces/shop/pods"
 RECORDS = "/apis/kreflex.dev/v1alpha1/namespaces/shop/remediations"
 NODE, CLAIM = "/api/v1/nodes/blue-1", "/apis/karpenter.sh/v1/nodeclaims/blue-1"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/medik8s-leases/leases"
+SHOP = "/apis/apps/v1/namespaces/shop/deployments/shop"
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
@@ -53,14 +54,22 @@ def call(method: str, path: str, body: Any = None) -> Call:
         (call("DELETE", f"{LEASES}/node-blue-1"), "release"),
         (call("PATCH", CLAIM, {"metadata": {}}), "bound"),
         (call("DELETE", CLAIM), "replacement"),
+        (call("PATCH", SHOP, {"metadata": {"annotations": {}}}), "note deployments"),
+        (call("PATCH", SHOP, {"metadata": {}, "spec": {"replicas": 1}}), "patch deployments"),
+        (call("PATCH", SHOP, [{"op": "add", "path": "/metadata/uid", "value": "1"}]), "patch deployments"),
+        (call("POST", "/team/shop.git/git-upload-pack"), "fetch"),
+        (call("POST", "/team/shop.git/git-receive-pack"), "push"),
+        (call("POST", "/api/v4/projects/team%2Fshop/merge_requests"), "pull request"),
     ],
 )
 def test_a_call_is_known_by_its_step(made: Call, step: str) -> None:
     assert made.step == step
 
 
-def test_a_review_changes_nothing() -> None:
+def test_a_review_and_a_fetch_change_nothing() -> None:
     assert not call("POST", "/apis/authentication.k8s.io/v1/tokenreviews").writes
+    assert not call("POST", "/team/shop.git/git-upload-pack").writes
+    assert call("POST", "/team/shop.git/git-receive-pack").writes
     assert call("POST", f"{PODS}/cart-1/eviction").writes
 
 
