@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kreflex.burn import TAG, Alarm, over, prom_duration, questions, windows
 from kreflex.errors import KreflexError
@@ -68,12 +68,14 @@ def unknown(why: str, least: float = LEAST) -> Budget:
     return Budget(None, "none", why, least)
 
 
-async def budget_of(namespace: str, about: str | Mapping[str, str], world: World, least: float = LEAST) -> Budget:
+async def budget_of(namespace: str, about: str | Mapping[str, Any], world: World, least: float = LEAST) -> Budget:
     """Tell the budget of an SLO, or the worst of those that a workload of a namespace is part of.
 
-    `about` is an SLO's name, as NAME or NAMESPACE/NAME, or labels and annotations of a workload: it names its SLO in
-    `kreflex.dev/slo`, or the SLO selects it by its annotation `kreflex.dev/workloads`. Never raises: see `why`.
+    `about` is an SLO's name, as NAME or NAMESPACE/NAME, or the labels and annotations of a workload together, or its
+    object: it names its SLO in `kreflex.dev/slo`, or the SLO selects its labels by its own `kreflex.dev/workloads`.
+    Never raises: the state is Unknown then.
     """
+    about = about if isinstance(about, str) else marks(about)
     try:
         found = await slos_of(namespace, about, world)
     except KreflexError as error:
@@ -81,6 +83,20 @@ async def budget_of(namespace: str, about: str | Mapping[str, str], world: World
     if not found:
         return unknown(_nobody(namespace, about), least)
     return worst(await asyncio.gather(*(measure(slo, world.metrics, least) for slo in found)))
+
+
+def marks(about: Mapping[str, Any]) -> Mapping[str, str]:
+    """Give the labels and annotations of an object and of its pods' template; of what is no object, itself."""
+    if not isinstance(about.get("metadata"), Mapping):
+        return about
+    template = (about.get("spec") or {}).get("template") or {}
+    metas = [template.get("metadata") or {}, about["metadata"]]
+    return {
+        key: value
+        for meta in metas
+        for part in ("labels", "annotations")
+        for key, value in (meta.get(part) or {}).items()
+    }
 
 
 def _nobody(namespace: str, about: str | Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import ClassVar, Protocol
 
 from kreflex.actions import Action
+from kreflex.budgets import budget_of
 from kreflex.cluster import Reader
 from kreflex.durations import show_duration
 from kreflex.errors import KreflexError
@@ -16,11 +17,12 @@ from kreflex.fleet import AT_WORK, hands_off
 from kreflex.leases import HOLDER, lease_of, taken
 from kreflex.ledger import Ledger, Request
 from kreflex.others import at_work
-from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, Storm, healthy_floor
+from kreflex.policy import GROUP, PROTECTED, VERSION, Effective, ErrorBudget, Storm, healthy_floor
 from kreflex.prom import Metrics
 from kreflex.records import Outcome, Record
 from kreflex.rule import Rule
 from kreflex.views import JSON
+from kreflex.world import World
 
 OPT_OUT = f"{GROUP}/opt-out"
 RECHECK = timedelta(hours=1)
@@ -32,7 +34,7 @@ _BEFORE_HOW = 300
 EARLY = "TooEarly"
 # What is missing of an approval: all of it, the right plan, or time.
 APPROVAL, MISMATCH, EXPIRED = "Approval", "ApprovalMismatch", "ApprovalExpired"
-# A storm is counted over all namespaces of a policy. The other guards read what an action carries, the ledger, or
+# A storm is counted over all namespaces of a policy. The other guards read what an action carries, the ledger, SLOs, or
 # Prometheus.
 RBAC = (Rule(GROUP, "remediations", "list", "cluster"),)
 
@@ -301,9 +303,10 @@ def storm_until(times: Sequence[datetime], storm: Storm) -> datetime | None:
 
 @dataclass(frozen=True)
 class BudgetLeft:
-    """Asks a person before something risky while the error budget is spent; safe healing is never refused."""
+    """Asks a person before something risky while the error budget is spent or burns; safe healing is never refused."""
 
     metrics: Metrics
+    reader: Reader
     name: ClassVar[str] = "ErrorBudget"
 
     async def refuses(self, case: Case) -> Refusal | None:
@@ -312,18 +315,29 @@ class BudgetLeft:
         if missing is None:
             return None
         for policy, spec in case.policy.specs:
-            budget = spec.limits.error_budget
-            if budget is None:
-                continue
-            try:
-                left = await self.metrics.scalar(budget.query)
-                known = "unknown" if left is None else f"{left:.0%}"
-            except KreflexError as error:
-                left, known = None, f"unknown ({error})"
-            if left is None or left < budget.least:
-                because = f"the error budget left is {known}, below {budget.least:.0%} ({policy.key}): a person decides"
+            asked = spec.limits.error_budget
+            lacks = await self._lacks(asked, case) if asked is not None else None
+            if lacks is not None:
+                because = f"{lacks} ({policy.key}): a person decides"
                 return _awaiting(case, "ErrorBudget" if missing[0] == APPROVAL else missing[0], because)
         return None
+
+    async def _lacks(self, asked: ErrorBudget, case: Case) -> str | None:
+        if asked.query is not None:
+            return await self._lacks_by_query(asked.query, asked.least)
+        notes = {key: value for _, noted in reversed(case.action.annotations()) for key, value in noted.items()}
+        about = asked.slo or {**case.action.labels, **notes}
+        world = World(self.reader, self.metrics, home=case.home)
+        budget = await budget_of(case.action.target.namespace, about, world, asked.least)
+        return None if budget.healthy else budget.why
+
+    async def _lacks_by_query(self, query: str, least: float) -> str | None:
+        try:
+            left = await self.metrics.scalar(query)
+            known = "unknown" if left is None else f"{left:.0%}"
+        except KreflexError as error:
+            left, known = None, f"unknown ({error})"
+        return f"the error budget left is {known}, below {least:.0%}" if left is None or left < least else None
 
 
 class Approved:
@@ -385,7 +399,7 @@ def guards(reader: Reader, metrics: Metrics, ledger: Ledger) -> tuple[Guard, ...
         Fleet(reader),
         Unleased(reader),
         CalmEnough(reader),
-        BudgetLeft(metrics),
+        BudgetLeft(metrics, reader),
         Approved(),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from kreflex.anomalyterms import Anomalies
 from kreflex.cluster import Reader
@@ -111,10 +111,25 @@ class Storm(Part):
 
 
 class ErrorBudget(Part):
-    """A PromQL query that yields the share of the error budget that is left, from 0 to 1."""
+    """Where the error budget is looked up: an SLO, or PromQL. With neither it is that of the SLO of the workload."""
 
-    query: str = Field(min_length=1)
-    least: float = Field(0.2, ge=0, le=1)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "!has(self.query) || !has(self.slo)", "message": "query and slo exclude each other"}
+            ]
+        }
+    )
+
+    query: str | None = Field(None, min_length=1, description="PromQL that yields the share that is left, from 0 to 1.")
+    slo: str | None = Field(None, min_length=1, max_length=317, description="An SLO as NAME or NAMESPACE/NAME.")
+    least: float = Field(0.2, ge=0, le=1, description="With less than this left, the budget counts as spent.")
+
+    @model_validator(mode="after")
+    def _one(self) -> ErrorBudget:
+        if self.query is not None and self.slo is not None:
+            raise ValueError("query and slo exclude each other")
+        return self
 
 
 class Limits(Part):

@@ -288,11 +288,12 @@ async def test_a_namespace_counts_its_own_faults() -> None:
 
 BUDGET = a_policy(limits={"errorBudget": {"query": "budget", "least": 0.2}})
 SERVES = {"ready_for": MINUTE}
+NO_SLOS = CannedApi().world().cluster
 
 
 async def test_safe_healing_is_never_refused_for_a_spent_budget() -> None:
     metrics = CannedMetrics(0.0)
-    assert await refused(BudgetLeft(metrics), a_case(BUDGET)) is None
+    assert await refused(BudgetLeft(metrics, NO_SLOS), a_case(BUDGET)) is None
     assert metrics.queries == []
 
 
@@ -308,13 +309,13 @@ async def test_safe_healing_is_never_refused_for_a_spent_budget() -> None:
 )
 async def test_a_person_decides_what_is_risky_while_the_budget_is_spent(metrics: CannedMetrics, known: str) -> None:
     action = an_eviction(**SERVES)
-    refusal = await BudgetLeft(metrics).refuses(a_case(BUDGET, action=action))
+    refusal = await BudgetLeft(metrics, NO_SLOS).refuses(a_case(BUDGET, action=action))
     because = f"the error budget left is {known}, below 20% (all): a person decides{how(action)}"
     assert refusal == Refusal("ErrorBudget", because, NOW + RECHECK, "awaiting-approval", action.plan_hash())
 
 
 async def test_enough_budget_lets_pass() -> None:
-    assert await refused(BudgetLeft(CannedMetrics(0.2)), a_case(BUDGET, action=an_eviction(**SERVES))) is None
+    assert await refused(BudgetLeft(CannedMetrics(0.2), NO_SLOS), a_case(BUDGET, action=an_eviction(**SERVES))) is None
 
 
 # Approval
@@ -439,7 +440,7 @@ async def test_an_approval_ends_and_the_date_is_told() -> None:
 )
 async def test_only_a_valid_approval_replaces_the_error_budget(approval: JSON | None, guard: str | None) -> None:
     case = a_case(BUDGET, action=an_eviction(**SERVES), approval=approval)
-    refusal = await BudgetLeft(CannedMetrics(0.0)).refuses(case)
+    refusal = await BudgetLeft(CannedMetrics(0.0), NO_SLOS).refuses(case)
     assert (refusal.guard if refusal else None) == guard
 
 
