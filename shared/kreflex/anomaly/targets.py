@@ -116,4 +116,6 @@ async def above(reader: Reader, found: Iterable[Found]) -> list[Above]:
 
 async def _node(reader: Reader, name: str, pods: set[Place]) -> Above | None:
     node = await find(reader, Place("Node", "", name))
-    return node and Above(node, len([pod async for pod in reader.pods_on(name)]), frozenset(pods))
+    if node is None:
+        return None
+    return Above(node, len([pod async for pod in reader.pods_on(name)]), frozenset(pods))
