@@ -12,7 +12,10 @@ from typing import Any
 
 import yaml
 
+from kreflex import budgetstatus
 from kreflex.anomaly.anomalies import AnomalySpec, AnomalyStatus
+from kreflex.budgetstatus import BudgetStatusSpec
+from kreflex.chaos.experiments import ExperimentSpec, ExperimentStatus
 from kreflex.histories import KIND, PLURAL, HistorySpec
 from kreflex.parts import Part
 from kreflex.policy import GROUP, VERSION, PolicySpec
@@ -230,12 +233,49 @@ def anomaly() -> JSON:
     )
 
 
+def budgets() -> JSON:
+    """Give the CRD of what the cluster knows of its error budgets."""
+    columns = [_column("Observed", ".spec.observedAt", kind="date"), _column("Fresh until", ".spec.freshUntil")]
+    spec = structural(BudgetStatusSpec)
+    return crd(budgetstatus.KIND, budgetstatus.PLURAL, "ebs", spec, namespaced=True, additionalPrinterColumns=columns)
+
+
+def experiment() -> JSON:
+    """Give the CRD of faults on purpose; its columns read like a game day's list."""
+    spec = structural(ExperimentSpec)
+    kept = {"rule": "self == oldSelf", "message": "an experiment is not made another: make a new one"}
+    for name in ("fault", "targets", "amount", "expects"):
+        spec["properties"][name]["x-kubernetes-validations"] = [kept]
+    columns = [
+        _column("Fault", ".spec.fault.kind"),
+        _column("Phase", ".status.phase"),
+        _column("Verdict", ".status.verdict"),
+        _column("Score", ".status.score", kind="number"),
+        _column("Healed by", ".status.remediation.function", priority=1),
+        _column("MTTR", ".status.remediation.mttr", kind="number", priority=1),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+        _column("Reason", ".status.reason"),
+    ]
+    return crd(
+        "Experiment",
+        "experiments",
+        "chaos",
+        spec,
+        namespaced=True,
+        status=structural(ExperimentStatus),
+        selectableFields=[{"jsonPath": ".status.phase"}],
+        additionalPrinterColumns=columns,
+    )
+
+
 def all_crds() -> dict[str, JSON]:
     """Give every CRD by the name of its file."""
     return {
         "remediations.yaml": remediation(),
         "anomalies.yaml": anomaly(),
+        "errorbudgetstatuses.yaml": budgets(),
         "releasehistories.yaml": history(),
+        "experiments.yaml": experiment(),
         "remediationpolicies.yaml": policy("RemediationPolicy", "remediationpolicies", "rempol", namespaced=True),
         "clusterremediationpolicies.yaml": policy(
             "ClusterRemediationPolicy", "clusterremediationpolicies", "crempol", namespaced=False
