@@ -2,12 +2,13 @@
 
 kube-state-metrics itself cannot be built from its Go module; this stands in its place in the lab, and nowhere else.
 Names and labels are those of its documentation. Remediations are exported as a CustomResourceState configuration of
-kube-state-metrics would export them.
+kube-state-metrics would export them. How much memory is used (lab.memory), kubelets would tell.
 """
 
 import argparse
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from lab import memory
 from lab.api import Api, Refused, from_kubeconfig
 
 Thing = Mapping[str, Any]
@@ -44,6 +46,7 @@ def pod_samples(pod: Thing) -> Iterator[Sample]:
         yield "kube_pod_status_reason", labels | {"reason": reason}, 1
     for kind, name in (("Ready", "ready"), ("PodScheduled", "scheduled")):
         yield from _condition(f"kube_pod_status_{name}", status, kind, labels)
+    yield from memory.limit_samples(pod)
     for container in status.get("containerStatuses", ()):
         yield from container_samples("kube_pod_container", container, labels)
     for container in status.get("initContainerStatuses", ()):
@@ -206,6 +209,9 @@ KINDS: Mapping[str, Callable[[Thing], Iterable[Sample]]] = {
 }
 
 
+CHANGING: Mapping[str, Callable[[Thing, float], Iterable[Sample]]] = {"/api/v1/pods": memory.memory_samples}
+
+
 def _line(sample: Sample) -> str:
     name, labels, value = sample
     inner = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
@@ -223,7 +229,11 @@ class Mirror:
     api: Api
     path: str
     describe: Callable[[Thing], Iterable[Sample]]
+    changing: Callable[[Thing, float], Iterable[Sample]] | None = None
+    """What is said of one that changes without an event, at the time of a scrape."""
     lines: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    whole: dict[str, Thing] = field(default_factory=dict)
+    """Those of which something changes."""
     complete: bool = False
 
     async def follow(self) -> None:
@@ -240,7 +250,9 @@ class Mirror:
 
     async def _list_and_watch(self) -> None:
         answer = await self.api.get(self.path)
-        self.lines = {thing["metadata"]["uid"]: self._render(thing) for thing in answer["items"]}
+        self.lines, self.whole = {}, {}
+        for thing in answer["items"]:
+            self._keep(thing)
         self.complete = True
         # Listed anew each minute: a connection that is lost without a word must not keep old figures for ever.
         version = answer["metadata"]["resourceVersion"]
@@ -252,18 +264,32 @@ class Mirror:
             raise Refused(thing.get("code", 500), thing.get("message", ""))
         if kind == "DELETED":
             self.lines.pop(thing["metadata"]["uid"], None)
+            self.whole.pop(thing["metadata"]["uid"], None)
         elif kind in ("ADDED", "MODIFIED"):
-            self.lines[thing["metadata"]["uid"]] = self._render(thing)
+            self._keep(thing)
 
-    def _render(self, thing: Thing) -> list[tuple[str, str]]:
-        return [(sample[0], _line(sample)) for sample in self.describe(thing)]
+    def _keep(self, thing: Thing) -> None:
+        uid = thing["metadata"]["uid"]
+        self.lines[uid] = [(sample[0], _line(sample)) for sample in self.describe(thing)]
+        if self.changing is not None and any(self.changing(thing, time.time())):
+            self.whole[uid] = thing
+        else:
+            self.whole.pop(uid, None)
+
+    def now(self, at: float) -> Iterator[tuple[str, str]]:
+        """The lines as they are at a time, each with the name of its metric."""
+        for lines in self.lines.values():
+            yield from lines
+        if self.changing is not None:
+            for thing in self.whole.values():
+                yield from ((sample[0], _line(sample)) for sample in self.changing(thing, at))
 
 
 class Exporter:
     """Serves the lines of all kinds, each metric's together."""
 
     def __init__(self, api: Api) -> None:
-        self._mirrors = [Mirror(api, path, describe) for path, describe in KINDS.items()]
+        self._mirrors = [Mirror(api, path, describe, CHANGING.get(path)) for path, describe in KINDS.items()]
 
     def application(self) -> web.Application:
         """The web application: /metrics and /healthz."""
@@ -290,9 +316,8 @@ class Exporter:
         """Everything, in the text format of Prometheus."""
         metrics: dict[str, list[str]] = {}
         for mirror in self._mirrors:
-            for lines in mirror.lines.values():
-                for name, line in lines:
-                    metrics.setdefault(name, []).append(line)
+            for name, line in mirror.now(time.time()):
+                metrics.setdefault(name, []).append(line)
         parts: list[str] = []
         for name, together in sorted(metrics.items()):
             kind = "counter" if name.endswith("_total") else "gauge"

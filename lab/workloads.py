@@ -87,6 +87,13 @@ def release(tag: str, spec: Manifest | None = None) -> Manifest:
     return {**body, "containers": images}
 
 
+def limited(memory: str, spec: Manifest | None = None) -> Manifest:
+    """The same pods with a limit of their memory, such as 256Mi: how much of it they use is in lab/memory.py."""
+    body = spec or pod_spec()
+    bounds = {"limits": {"memory": memory}, "requests": {"memory": "1Mi"}}
+    return {**body, "containers": [{**one, "resources": bounds} for one in body["containers"]]}
+
+
 def on(node: str, spec: Manifest | None = None) -> Manifest:
     """The same pods, put on a node without the scheduler."""
     return {**(spec or pod_spec()), "nodeName": node}

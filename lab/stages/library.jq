@@ -27,7 +27,7 @@ def victim:
   else (select(note("fault") == null) | bad_image.name) // .spec.containers[0].name end;
 def statuses: (.status.initContainerStatuses // []) + (.status.containerStatuses // []);
 def loop: victim as $name | first(statuses[] | select(.name == $name));
-def crashes: fault as $fault | any(("crash-loop", "oom-killed", "exit-zero", "init-crash"); . == $fault);
+def crashes: fault as $fault | any(("crash-loop", "oom-killed", "exit-zero", "init-crash", "leak"); . == $fault);
 
 # Containers that shall run for as long as the pod: the ordinary ones and the sidecars.
 def lasting:

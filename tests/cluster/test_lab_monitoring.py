@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.ports import Ports
 from lab.toolchain import Toolchain
-from lab.workloads import fault, pod
+from lab.workloads import fault, limited, pod
 
 PODS = "/api/v1/namespaces/default/pods"
 
@@ -59,6 +60,21 @@ async def values(url: str, query: str) -> dict[str, float]:
     ):
         result = (await answer.json())["data"]["result"]
     return {",".join(one["metric"].values()): float(one["value"][1]) for one in result}
+
+
+async def test_prometheus_sees_a_leak_grow_until_it_is_killed(plane: ControlPlane, prometheus: str) -> None:
+    leak = fault("leak", leak_seconds=8, since=time.time(), speed=100)
+    await plane.api.post(PODS, pod("leaks", leak, limited("100Mi")))
+    labels = 'namespace="default", pod="leaks", container="app"'
+    used = f"max_over_time(container_memory_working_set_bytes{{{labels}}}[1m])"
+    assert await eventually(lambda: values(prometheus, f"{used} > 8e7"), "a pod that uses most of its limit")
+    limit = f'kube_pod_container_resource_limits{{{labels}, resource="memory"}}'
+    assert await values(prometheus, f"max({used}) / max({limit}) > 1") == {}
+    killed = f"kube_pod_container_status_last_terminated_reason{{{labels}}}"
+    assert await eventually(lambda: values(prometheus, f"sum by (reason) ({killed})"), "its end") == {"OOMKilled": 1.0}
+    fresh = f"min_over_time(container_memory_working_set_bytes{{{labels}}}[3s]) < 5e7"
+    assert await eventually(lambda: values(prometheus, fresh), "a container that has begun anew")
+    await plane.api.delete(f"{PODS}/leaks", {"gracePeriodSeconds": 0})
 
 
 async def test_prometheus_has_the_restarts_and_reasons_of_a_loop(plane: ControlPlane, prometheus: str) -> None:
