@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from kreflex.anomaly.words import AnomalyClass
 from kreflex.parts import Part
-
-# As in kreflex.anomaly.detector, which needs numpy; a test compares them.
-ClassName = Literal[
-    "anomaly",
-    "absent",
-    "dropout",
-    "exhaustion",
-    "flatline",
-    "leak",
-    "level-shift",
-    "saturation",
-    "season",
-    "spike",
-    "thrash",
-]
 
 
 class Anomalies(Part):
     """What has to be known of an anomaly of a pod, so that the pod may be evicted for it."""
 
-    classes: tuple[ClassName, ...] = Field(
+    classes: tuple[AnomalyClass, ...] = Field(
         (),
         max_length=20,
         description="Which classes of anomalies may lead to an eviction, such as leak. Without any, none does.",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -19,8 +19,6 @@ from kreflex import (
     Skip,
     Treatment,
 )
-from kreflex.anomaly.detector import CLASSES
-from kreflex.anomalyterms import ClassName
 from kreflex.records import Owner, Target
 from kreflex.views import JSON
 from tests.values import (
@@ -237,10 +235,6 @@ async def test_an_anomaly_of_another_class_or_one_that_is_over_is_not_the_same()
 
 async def test_who_was_evicted_for_a_loop_is_judged_by_loops() -> None:
     assert await verdict(an_anomaly(target=NEXT), prior={}) == Recovered("a successor has been Ready for 10m")
-
-
-def test_a_policy_can_name_each_class_that_a_detector_knows() -> None:
-    assert get_args(ClassName) == CLASSES
 
 
 def test_the_record_says_for_what_it_was_evicted() -> None:
