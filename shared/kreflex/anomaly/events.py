@@ -29,21 +29,28 @@ _TRIES = 3
 _HEADERS = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
 
 
-def event_id(kind: str, anomaly: Anomaly) -> str:
-    """Name an event after what it tells: target, class and episode."""
+def event_id(word: str, anomaly: Anomaly) -> str:
+    """Name an event after what it tells: target, class and episode, and what became of it."""
     spec = anomaly.spec
-    told = f"{kind}/{spec.target.uid}/{spec.class_}/{anomaly.name}/{_text(spec.since)}"
+    told = f"{word}/{spec.target.uid}/{spec.class_}/{anomaly.name}/{_text(spec.since)}"
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def event_of(
-    kind: str, anomaly: Anomaly, pictures: Mapping[str, str] | None = None, queries: Mapping[str, str] | None = None
+    kind: str,
+    anomaly: Anomaly,
+    pictures: Mapping[str, str] | None = None,
+    queries: Mapping[str, str] | None = None,
+    word: str = "detected",
 ) -> JSON:
-    """Make the event of a change of an Anomaly; `pictures` are of its signals, `queries` what they ask."""
+    """Make the event of a change of an Anomaly; `pictures` are of its signals, `queries` what they ask.
+
+    `word` says which change: one that is told again because its signals agree now is another event.
+    """
     at = anomaly.status.resolved_at if kind == RESOLVED else anomaly.spec.since
     return envelope(
         kind,
-        event_id(kind, anomaly),
+        event_id(word, anomaly),
         f"{anomaly.namespace}/{anomaly.name}",
         at or anomaly.spec.since,
         told_of(anomaly, pictures or {}, queries or {}),

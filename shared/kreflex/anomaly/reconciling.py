@@ -134,7 +134,7 @@ class Reconciler:
     def _chosen(
         self, findings: Mapping[Place, list[Seen]], known: Iterable[Anomaly]
     ) -> tuple[dict[Place, list[Seen]], int]:
-        """Choose what is told of by itself: what is open already, and the worst of the rest, as far as there is room."""
+        """Choose what is told of by itself: what is open already, and the worst of the rest while there is room."""
         open_ = {episodes.place_of(one) for one in known if one.open}
         new = sorted(
             (place for place in findings if place not in open_),

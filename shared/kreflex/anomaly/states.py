@@ -1,0 +1,134 @@
+"""What is known of the series of each signal: read for the fast path, and brought up to date on the slow one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from kreflex.anomaly.anomalies import Anomaly
+from kreflex.anomaly.codec import Bundle
+from kreflex.anomaly.detector import Detector
+from kreflex.anomaly.learning import Exclusion, load, refresh, state_name
+from kreflex.anomaly.reading import Samples
+from kreflex.anomaly.scoring import Scored
+from kreflex.anomaly.store import Store
+from kreflex.anomaly.watches import Signal, Watch
+from kreflex.audit import log
+from kreflex.cluster import Reader
+from kreflex.errors import UnavailableError
+from kreflex.records import API
+from kreflex.views import JSON, moment
+
+# A state learns on after so many samples, and each minute at most.
+_SAMPLES = 60
+_LEAST, _MOST = 60.0, 6 * 3600.0
+_OVER = frozenset({"Aborted", "Done", "Refused"})
+
+
+@dataclass(frozen=True)
+class Due:
+    """A state that is to be brought up to date, and why."""
+
+    watch: Watch
+    signal: Signal
+    age: float
+
+
+class States:
+    """The states in the store; those that were read are kept while the store has no newer ones."""
+
+    def __init__(self, store: Store, samples: Samples, detector: Detector) -> None:
+        self._store = store
+        self._samples = samples
+        self._detector = detector
+        self._read: dict[str, tuple[str, Bundle | None]] = {}
+        self._tried: dict[str, tuple[str, ...]] = {}
+
+    async def of(self, watch: Watch, signal: Signal) -> Bundle | None:
+        """Read the state of a signal; None if nothing was learnt yet."""
+        name = state_name(watch, signal)
+        # Asked before it is read: a newer one that is written in between is read again the next time, at worst.
+        version = await self._store.version(name)
+        kept = self._read.get(name)
+        if kept is not None and kept[0] == version and version:
+            return kept[1]
+        bundle = await load(self._store, watch, signal, self._detector) if version else None
+        self._read[name] = (version, bundle)
+        return bundle
+
+    def due(self, scored: Scored, bundle: Bundle | None, at: float) -> Due | None:
+        """Tell whether a state is to be brought up to date: it is old, or there are series that it does not know."""
+        watch, signal = scored.watch, scored.signal
+        if bundle is None:
+            return Due(watch, signal, float("inf"))
+        period = min(_MOST, max(_LEAST, _SAMPLES * watch.step))
+        new = tuple(scored.recent.keys[row] for row in (~scored.known).nonzero()[0])
+        # What could not be learnt the last time, for it is too short, waits for the next period.
+        worth = bool(new) and new != self._tried.get(state_name(watch, signal))
+        self._tried[state_name(watch, signal)] = new
+        return Due(watch, signal, at - bundle.tick) if worth or at - bundle.tick >= period else None
+
+    async def learn(self, due: Iterable[Due], at: float, excluded: Sequence[Exclusion], deadline: float) -> list[str]:
+        """Bring states up to date, the oldest first, until the time is over; what could not be done, in words."""
+        failures = []
+        for one in sorted(due, key=lambda one: (-one.age, one.watch.key, one.signal.name)):
+            if time.monotonic() > deadline:
+                log.info("anomaly.learning_waits", watch=one.watch.key, signal=one.signal.name)
+                self._tried.pop(state_name(one.watch, one.signal), None)
+                continue
+            try:
+                await self._learn(one, at, excluded)
+            except UnavailableError as error:
+                failures.append(f"{one.watch.key} {one.signal.name} was not learnt: {error}")
+        return failures
+
+    async def _learn(self, due: Due, at: float, excluded: Sequence[Exclusion]) -> None:
+        mine = [one for one in excluded if not one.labels or _may_be_about(one, due.watch)]
+        learnt = await refresh(self._store, self._samples, due.watch, due.signal, self._detector, at, mine)
+        if learnt.pending:
+            self._tried.pop(state_name(due.watch, due.signal), None)
+        about = {"watch": due.watch.key, "signal": due.signal.name, "told": list(learnt.told)}
+        numbers = {"new": learnt.new, "updated": learnt.updated, "dropped": learnt.dropped, "pending": learnt.pending}
+        log.info("anomaly.learnt", **about, **numbers)
+
+
+def _may_be_about(one: Exclusion, watch: Watch) -> bool:
+    return set(one.labels) <= {watch.spec.target.namespace_label, watch.spec.target.name_label}
+
+
+def incidents(watch: Watch, known: Iterable[Anomaly], now: datetime) -> list[Exclusion]:
+    """Tell when targets of a watch were not normal, as people or remediations have confirmed, or as is open now."""
+    pointer = watch.spec.target
+    found = []
+    for one in known:
+        # An open one that agrees is no doubt wrong; of a single signal nobody knows yet.
+        if one.status.feedback != "confirmed" and not (one.open and one.status.agreed):
+            continue
+        target = one.spec.target
+        labels = {pointer.name_label: target.name}
+        if target.namespace:
+            labels[pointer.namespace_label] = target.namespace
+        until = one.status.resolved_at or now
+        found.append(Exclusion(labels, one.spec.since.timestamp() - 5 * watch.step, until.timestamp()))
+    return found
+
+
+async def experiments(reader: Reader, watch: Watch, now: datetime) -> list[Exclusion]:
+    """Tell when somebody broke things on purpose in a namespace that a watch looks at."""
+    found = []
+    async for body in reader.list_served(f"/apis/{API}/experiments"):
+        span = _span(body, now)
+        if span is not None:
+            found.append(Exclusion({watch.spec.target.namespace_label: body["metadata"]["namespace"]}, *span))
+    return found
+
+
+def _span(body: JSON, now: datetime) -> tuple[float, float] | None:
+    status = body.get("status") or {}
+    started = moment(status.get("startedAt"))
+    if started is None:
+        return None
+    ended = moment(status.get("finishedAt")) if status.get("phase") in _OVER else now
+    return started.timestamp(), (ended or now).timestamp()
