@@ -141,7 +141,7 @@ class Place:
         """Tell what a function has written here, as the API server logged it."""
         return [
             entry
-            for entry in audit.entries(self.plane.audit_log)
+            for entry in audit.entries(self.plane.audit_log, self.name)
             if entry["user"]["username"].endswith(f":{user}")
             and entry["objectRef"].get("namespace") == self.name
             and entry["verb"] in {"create", "update", "patch", "delete"}
@@ -156,7 +156,7 @@ def evictions(plane: ControlPlane, namespace: str | None = None) -> list[str]:
     """Tell the UIDs of evicted pods from the audit log, in a namespace or in all."""
     return [
         entry["requestObject"]["deleteOptions"]["preconditions"]["uid"]
-        for entry in audit.entries(plane.audit_log)
+        for entry in audit.entries(plane.audit_log, namespace or "")
         if entry["objectRef"].get("subresource") == "eviction"
         and entry["responseStatus"]["code"] < 300
         and (namespace is None or entry["objectRef"]["namespace"] == namespace)
@@ -170,6 +170,17 @@ async def place(plane: ControlPlane) -> Place:
     made = Place(plane, name)
     await made.set_policy()  # The first pod of this namespace takes longer than a second to loop.
     return made
+
+
+async def clear(here: Place) -> None:
+    """Take away what runs in a namespace: pods that crash for ever would be most of what the next tests wait for."""
+    apps = ("deployments", "statefulsets", "daemonsets", "replicasets")
+    owners = [f"/apis/apps/v1/namespaces/{here.name}/{plural}" for plural in apps]
+    owners.append(f"/apis/batch/v1/namespaces/{here.name}/jobs")
+    # From the top down, or they would be made anew.
+    for path in owners:
+        await here.plane.api.delete(path, {"propagationPolicy": "Background"})
+    await here.plane.api.delete(f"/api/v1/namespaces/{here.name}/pods", {"gracePeriodSeconds": 0})
 
 
 @asynccontextmanager

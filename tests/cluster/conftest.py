@@ -1,5 +1,7 @@
 """Kreflex installed on the shared control plane, and a namespace for each test."""
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from lab.cluster import ControlPlane
@@ -14,6 +16,8 @@ async def installed(plane: ControlPlane) -> ControlPlane:
 
 
 @pytest.fixture
-async def here(installed: ControlPlane) -> kit.Place:
+async def here(installed: ControlPlane) -> AsyncIterator[kit.Place]:
     """A namespace of this test's own, with a quick Auto policy."""
-    return await kit.place(installed)
+    made = await kit.place(installed)
+    yield made
+    await kit.clear(made)

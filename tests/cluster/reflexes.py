@@ -52,7 +52,7 @@ def forbidden(plane: ControlPlane) -> list[str]:
     """Tell what the API server forbade the function; a namespace that is being deleted forbids everybody."""
     return [
         entry["requestURI"]
-        for entry in audit.entries(plane.audit_log)
+        for entry in audit.entries(plane.audit_log, ":restart-loop-killer")
         if entry["user"]["username"].endswith(":restart-loop-killer")
         and entry["responseStatus"]["code"] == 403
         and "being terminated" not in entry["responseStatus"].get("message", "")

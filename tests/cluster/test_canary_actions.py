@@ -94,7 +94,7 @@ class Lab:
         """Tell what our account has changed in a namespace, but for records, as the API server logged it."""
         return [
             f"{entry['verb']} {entry['objectRef']['resource']}/{entry['objectRef'].get('name')}"
-            for entry in audit.entries(self.plane.audit_log)
+            for entry in audit.entries(self.plane.audit_log, namespace)
             if entry["user"]["username"].endswith(f":{NAME}")
             and entry["objectRef"].get("namespace") == namespace
             and entry["verb"] in {"create", "update", "patch", "delete"}

@@ -203,7 +203,7 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(lab: Lab, here: kit.Place) -> Shop:
+async def shop(lab: Lab, here: kit.Place) -> AsyncIterator[Shop]:
     def body(image: str) -> kit.Json:
         made = kit.deployment("shop", 1, containers=[{"name": "app", "image": image}])
         return {**made, "metadata": {**made["metadata"], "namespace": here.name}}
@@ -213,7 +213,8 @@ async def shop(lab: Lab, here: kit.Place) -> Shop:
     made = Shop(lab, here, repository, body)
     await made.runs("shop:1")
     await here.ready_pods("shop", 1)
-    return made
+    yield made
+    await argo_cd.remove(lab.plane, here.name)
 
 
 async def test_a_live_rollback_does_not_last_and_admission_denies_it(shop: Shop) -> None:

@@ -132,7 +132,7 @@ class Lab:
         """Tell the verbs of our account's accepted writes on an object, as the API server logged them."""
         return [
             entry["verb"]
-            for entry in audit.entries(self.plane.audit_log)
+            for entry in audit.entries(self.plane.audit_log, name)
             if entry["user"]["username"].endswith(f":{NAME}")
             and entry["objectRef"].get("name") == name
             and entry["verb"] in {"create", "update", "patch", "delete"}

@@ -234,7 +234,7 @@ async def test_it_may_write_nothing_and_does_not_try(ci: Ci) -> None:
     assert (await ci.step("--proof", "1s")).code == 0
     tried = [
         entry["verb"]
-        for entry in audit.entries(ci.here.plane.audit_log)
+        for entry in audit.entries(ci.here.plane.audit_log, ci.here.name)
         if entry["user"]["username"] == f"system:serviceaccount:{ci.here.name}:pipeline"
     ]
     assert tried == []

@@ -78,7 +78,7 @@ def writes(lab: Lab, ref: Ref) -> list[tuple[str, str]]:
     """Tell our account's accepted writes in a namespace, as the API server logged them."""
     return [
         (entry["verb"], entry["objectRef"]["resource"])
-        for entry in audit.entries(lab.plane.audit_log)
+        for entry in audit.entries(lab.plane.audit_log, ref.namespace)
         if entry["user"]["username"].endswith(f":{NAME}")
         and entry["objectRef"].get("namespace") == ref.namespace
         and entry["verb"] in {"create", "update", "patch", "delete"}

@@ -17,9 +17,11 @@ async def installed(plane: ControlPlane) -> ControlPlane:
 
 
 @pytest.fixture
-async def here(installed: ControlPlane) -> kit.Place:
+async def here(installed: ControlPlane) -> AsyncIterator[kit.Place]:
     """A namespace of this test's own, with a quick Auto policy."""
-    return await kit.place(installed)
+    made = await kit.place(installed)
+    yield made
+    await kit.clear(made)
 
 
 @pytest.fixture(scope="session")
