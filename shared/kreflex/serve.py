@@ -48,6 +48,8 @@ Main = Callable[[Request], Awaitable[Response]]
 
 # One function runs in a process; the waker loads several, to ask each what it would find.
 REFLEXES: dict[str, Reflex[Any]] = {}
+# Functions that look after objects of their own: each names what is due, so that the waker calls it.
+ERRANDS: dict[str, Callable[[World], AsyncIterator[JSON]]] = {}
 
 _TOLD = 50
 # A request more is told to come again. Each may hold a body of 32 MiB.
@@ -110,25 +112,61 @@ def _main(make: Callable[[], Service]) -> Main:
 def wake(urls: Mapping[str, str], retain: timedelta) -> Main:
     """Make the waker's `main`: every tick of a clock is one round; raises SettingsError for an unknown function."""
     core = CoreSettings.from_environment()
-    reflexes = [_reflex(name) for name in urls]
+    for name in urls:
+        _load(name)
+    reflexes = [REFLEXES[name] for name in urls if name in REFLEXES]
+    errands = {name: ERRANDS[name] for name in urls if name in ERRANDS}
 
     def made() -> Service:
         transport = Transport(load_credentials())
         world = World(Reader(transport, core.looked_after), Metrics(*core.metrics))
-        waker = Waker(urls, reflexes, world, Writer(transport), core, retain)
+        waker = Waker(urls, reflexes, world, Writer(transport), core, retain, errands)
         return Service.of(transport, world.cluster, lambda delivery: _round(waker, delivery))
 
     return _main(made)
 
 
-def _reflex(name: str) -> Reflex[Any]:
+def experiment(name: str, hosts: frozenset[str], linger: timedelta) -> Main:
+    """Make chaos-runner's `main`; `hosts` are those that probes may ask beside Services of their own namespace."""
+    # Only it needs this, and a function starts for one event.
+    from kreflex.chaos import service  # noqa: PLC0415
+
+    core = CoreSettings.from_environment()
+    ERRANDS[name] = service.due
+
+    def made() -> Service:
+        transport = Transport(load_credentials())
+        reader = Reader(transport, core.looked_after)
+        world = World(reader, Metrics(*core.metrics), name, core.kreflex_namespace)
+        chaos = service.Chaos(world, Writer(transport), core, hosts, linger)
+        return Service.of(transport, reader, chaos.handle)
+
+    return _main(made)
+
+
+def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str, **terms: Any) -> Main:
+    """Make anomaly-scorer's `main`; raises SettingsError for a detector or a store that there is not."""
+    # Only it needs numpy.
+    from kreflex.anomaly import door  # noqa: PLC0415
+
+    core = CoreSettings.from_environment()
+    opened = door.Doors(core, detector, state_store, sink, alertmanagers, **terms)
+
+    def made() -> Service:
+        transport = Transport(load_credentials())
+        reader = Reader(transport, core.looked_after)
+        return Service.of(transport, reader, opened.handler(reader, Writer(transport)))
+
+    return _main(made)
+
+
+def _load(name: str) -> None:
     try:
         importlib.import_module(f"functions.{name.replace('-', '_')}.main")
     except ModuleNotFoundError as error:
         raise SettingsError(
             [f"FUNCTIONS names {name!r}, but there is no functions/{name.replace('-', '_')}/"]
         ) from error
-    return REFLEXES[name]
 
 
 async def _round(waker: Waker, delivery: Delivery) -> Response:

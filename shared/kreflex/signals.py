@@ -201,6 +201,19 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """Somebody says whether an anomaly was one."""
+
+    namespace: str
+    anomaly: str
+    verdict: Literal["Confirmed", "Dismissed"]
+    by: str = ""
+
+    def __str__(self) -> str:
+        return f"feedback on {self.namespace}/{self.anomaly}"
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """What one request asks for: signals, due records, verdicts, and what was understood but is for no function.
 
@@ -213,6 +226,8 @@ class Delivery:
     due: tuple[Due, ...] = ()
     resolved: tuple[Resolved, ...] = ()
     answered: tuple[Answered, ...] = ()
+    experiments: tuple[Due, ...] = ()
+    feedback: tuple[Feedback, ...] = ()
     ignored: tuple[str, ...] = ()
     wants_event: bool = False
     tick: bool = False

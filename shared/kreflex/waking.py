@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -51,6 +51,7 @@ class Round:
     found: dict[str, list[Signal]] = field(default_factory=lambda: defaultdict(list))
     ill: set[str] = field(default_factory=set)
     blind: list[str] = field(default_factory=list)
+    errands: dict[str, list[JSON]] = field(default_factory=dict)
 
     def left_behind(self, record: Record, since: datetime) -> bool:
         """Tell whether a kill between its admission and its claim has left a record that holds a slot."""
@@ -70,6 +71,7 @@ class Waker:
         writer: Writer,
         core: CoreSettings,
         retain: timedelta,
+        errands: Mapping[str, Callable[[World], AsyncIterator[JSON]]] | None = None,
     ) -> None:
         self._urls = urls
         self._reflexes = reflexes
@@ -78,6 +80,7 @@ class Waker:
         self._writer = writer
         self._core = core
         self._retain = retain
+        self._errands = errands or {}
 
     async def look(self) -> Round:
         """Look at the cluster, without calling or changing anything."""
@@ -102,6 +105,12 @@ class Waker:
                 # What has been begun is brought to its end all the same; what is ill is found in the next round.
                 log.warning("waker.not_found", function=reflex.name, error=str(error))
                 round_.blind.append(f"what {reflex.name} would find is not known: {error}")
+        for name, due in self._errands.items():
+            try:
+                round_.errands[name] = [item async for item in due(self._world)]
+            except UnavailableError as error:
+                log.warning("waker.not_found", function=name, error=str(error))
+                round_.blind.append(f"what is due for {name} is not known: {error}")
         return round_
 
     async def _find(self, reflex: Reflex[Any], round_: Round) -> None:
@@ -149,7 +158,7 @@ class Waker:
         due = sorted(round_.due[name], key=lambda r: (_FIRST[r.status.phase], r.status.due_at or r.created))
         failures = []
         for kind, items in (
-            (cloudevents.DUE, [_named(record) for record in due]),
+            (cloudevents.DUE, [*(_named(record) for record in due), *round_.errands.get(name, ())]),
             (cloudevents.FOUND, [_told(signal) for signal in round_.found[name]]),
         ):
             for start in range(0, len(items), _CHUNK):

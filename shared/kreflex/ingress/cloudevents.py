@@ -21,7 +21,7 @@ from kreflex.ingress.bodies import LONG, plain, read_base64, read_json, shown
 from kreflex.ingress.names import name_in, names
 from kreflex.ingress.objects import DELETED, OPEN_ENDED, read_deleted, read_object, read_reference
 from kreflex.kinds import TOLD
-from kreflex.signals import Answered, Delivery, Due, NodeSignal, PodSignal, Signal, WorkloadSignal, is_name
+from kreflex.signals import Answered, Delivery, Due, Feedback, NodeSignal, PodSignal, Signal, WorkloadSignal, is_name
 from kreflex.trace import Trace, read
 from kreflex.views import JSON
 
@@ -37,6 +37,8 @@ DUE = "dev.kreflex.remediation.due.v1"
 FOUND = "dev.kreflex.fault.found.v1"
 # What the automation of a provider answers to a request for another machine.
 ANSWERED = "dev.kreflex.node.replacement.answered.v1"
+# What somebody makes of an anomaly.
+FEEDBACK = "dev.kreflex.anomaly.feedback.v1"
 # What another function made of its fault, an anomaly, or the end of an experiment: each names what it is about.
 _TOLD_OF = re.compile(
     r"dev\.kreflex\.(remediation\.(ineffective|unknown|refused|changed)|anomaly\.detected|experiment\.finished)\.v1"
@@ -44,6 +46,7 @@ _TOLD_OF = re.compile(
 _EVENTS = "application/cloudevents"
 _STRUCTURED, _BATCH = f"{_EVENTS}+json", f"{_EVENTS}-batch+json"
 _REQUIRED = ("specversion", "id", "source", "type")
+_FEEDBACK = ("namespace", "anomaly", "verdict", "by")
 _ANSWER = ("namespace", "record", "outcome", "poweredOff", "message")
 # It becomes part of a record's key.
 _EPISODE = re.compile(r"[!-~]{0,400}")
@@ -189,6 +192,8 @@ def _together(parts: Sequence[Delivery], bad: Sequence[str]) -> Delivery:
         due=tuple(due for part in parts for due in part.due),
         resolved=tuple(one for part in parts for one in part.resolved),
         answered=tuple(one for part in parts for one in part.answered),
+        experiments=tuple(one for part in parts for one in part.experiments),
+        feedback=tuple(one for part in parts for one in part.feedback),
         ignored=(*bad, *(text for part in parts for text in part.ignored)),
         tick=any(part.tick for part in parts),
         about={"sender": "cloudevents", "events": str(len(parts) + len(bad))},
@@ -226,6 +231,8 @@ def _said(event: Event) -> Delivery:
         return Delivery(tuple(_found(item, where) for where, item in _items(event)))
     if kind == ANSWERED:
         return Delivery(answered=(_answered(event.data(), event.at),))
+    if kind == FEEDBACK:
+        return Delivery(feedback=(_feedback(event.data(), event.at),))
     if kind == PING:
         return Delivery(tick=True)
     if _TOLD_OF.fullmatch(kind):
@@ -319,6 +326,20 @@ def _answered(data: Any, where: str) -> Answered:
         raise BadEventError(f"{where}.message", f"must be a string, not {shown(message)}")
     namespace, record = name_in(data, "namespace", where), name_in(data, "record", where)
     return Answered(namespace, record, outcome, off, plain(message))
+
+
+def _feedback(data: Any, where: str) -> Feedback:
+    if not isinstance(data, dict):
+        raise BadEventError(where, f"must be an object, not {shown(data)}")
+    strange = next((key for key in data if key not in _FEEDBACK), None)
+    if strange is not None:
+        raise BadEventError(where, f"has {shown(strange)}, which is none of {', '.join(_FEEDBACK)}")
+    verdict, by = data.get("verdict"), data.get("by", "")
+    if verdict not in ("Confirmed", "Dismissed"):
+        raise BadEventError(f"{where}.verdict", f"must be Confirmed or Dismissed, not {shown(verdict)}")
+    if not isinstance(by, str):
+        raise BadEventError(f"{where}.by", f"must be a string, not {shown(by)}")
+    return Feedback(name_in(data, "namespace", where), name_in(data, "anomaly", where), verdict, plain(by)[:200])
 
 
 def _items(event: Event) -> list[tuple[str, Any]]:

@@ -17,6 +17,8 @@ from kreflex.views import JSON, pod_view
 DELETED = "an object that was deleted is for no function here"
 # What of a remediation is a reason for another function to look: it did not help, or nothing was done.
 OPEN_ENDED = frozenset({"ineffective", "unknown", "refused"})
+# What chaos-runner looks after.
+EXPERIMENT = "Experiment"
 _SHORT = 128
 
 
@@ -29,6 +31,8 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
         raise BadEventError(f"{where}.kind", "must be the kind of a Kubernetes object")
     if kind == "Remediation":
         return Delivery(_handed_on(body, delivery), due=(_record(body, where),))
+    if kind == EXPERIMENT:
+        return Delivery(experiments=(_record(body, where),))
     if kind == "Pod":
         return Delivery((_pod(body, where, source, delivery),))
     if kind == "Node":
@@ -53,13 +57,15 @@ def read_reference(body: Any, where: str, source: str, delivery: str) -> Deliver
     if not isinstance(body, dict):
         raise BadEventError(where, "must be a reference to a Kubernetes object")
     kind = body.get("kind")
-    if kind not in ("Pod", "Node", "Remediation", *TOLD):
+    if kind not in ("Pod", "Node", "Remediation", EXPERIMENT, *TOLD):
         return Delivery(ignored=(f"a reference to a {shown(kind)} is for no function here",))
     if kind == "Node":
         return Delivery((NodeSignal(name_in(body, "name", where), source=source, delivery=delivery),))
     namespace, name = names(body, where)
     if kind == "Remediation":
         return Delivery(due=(Due(namespace, name),))
+    if kind == EXPERIMENT:
+        return Delivery(experiments=(Due(namespace, name),))
     if kind in TOLD:
         return Delivery((WorkloadSignal(TOLD[kind], kind, namespace, name, source=source, delivery=delivery),))
     return Delivery((PodSignal(namespace, name, source=source, delivery=delivery),))

@@ -1,0 +1,304 @@
+"""Faults: each knows what it is about to do, does it, takes it back, and sees by reading that it is taken back."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from kreflex.actions import BlockedError, evict
+from kreflex.chaos.changes import Change, injecting, left, read, reverting, write
+from kreflex.chaos.corruptions import ISOLATED, changes_of
+from kreflex.chaos.experiments import (
+    API,
+    INJECTED,
+    KIND,
+    OPT_IN,
+    PRIOR,
+    REVERT_BY,
+    Experiment,
+    FaultKind,
+    Injection,
+)
+from kreflex.chaos.targets import place, place_of, ref_of
+from kreflex.cluster import Reader, Writer
+from kreflex.drains import evictable
+from kreflex.errors import ConflictError, GoneError
+from kreflex.policy import PROTECTED
+from kreflex.records import Target
+from kreflex.upkeep import Drain
+from kreflex.views import JSON, Pod, controller_of
+
+_MOST_PRIOR = 60_000
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What a fault acts with."""
+
+    reader: Reader
+    writer: Writer
+    home: str
+
+    def now(self) -> datetime:
+        """Tell the API server's time."""
+        return self.reader.now()
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """What became of taking back: whether it is proven, whose it is now, and what there is to say."""
+
+    proven: bool
+    state: str = "Reverted"
+    note: str = ""
+
+
+class TooMuchError(Exception):
+    """The state before would not fit where it has to be remembered."""
+
+
+class Act(ABC):
+    """One kind of fault."""
+
+    # Nothing is left to take back: what was taken comes again by its owner.
+    lasting: ClassVar[bool] = True
+
+    @abstractmethod
+    async def prior(self, experiment: Experiment, body: JSON, hands: Hands) -> str:
+        """Tell the state before, and what is going to be changed."""
+
+    @abstractmethod
+    async def inject(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:
+        """Do it, as it was planned; what was done already is not done again. Raises ConflictError, GoneError."""
+
+    async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
+        """Do what takes longer than a moment; what there is to say, if it is news."""
+        return ""
+
+    @abstractmethod
+    async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
+        """Take it back, and look whether it is."""
+
+
+class Changing(Act):
+    """Changes fields of an object, with a note of what they were on the object itself."""
+
+    async def prior(self, experiment: Experiment, body: JSON, hands: Hands) -> str:
+        """Write the fields as they are, and as they will be."""
+        text = write(changes_of(experiment, body, hands.now()))
+        if len(text) > _MOST_PRIOR:
+            raise TooMuchError(f"the state before takes {len(text)} bytes, more than the {_MOST_PRIOR} to remember")
+        return text
+
+    async def inject(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:
+        """Change the object that was chosen; one that carries our mark is changed already."""
+        body = await _same(injection, hands.reader)
+        notes = body["metadata"].get("annotations") or {}
+        if notes.get(INJECTED) == experiment.mark:
+            return ""
+        if INJECTED in notes:
+            raise ConflictError(f"{injection.target.ref} is in the hands of {notes[INJECTED]}", 409)
+        changes = read(injection.prior)
+        if any(_differs(body, one) for one in changes):
+            raise ConflictError(f"{injection.target.ref} has changed since it was chosen", 409)
+        until = injection.model_dump(mode="json", by_alias=True)["revertBy"]
+        marked = {**notes, INJECTED: experiment.mark, REVERT_BY: until, PRIOR: injection.prior}
+        await hands.writer.patch(place_of(injection.target.ref), _patch(body, marked, injecting(body, changes)))
+        return f"{injection.fault} of {injection.target.ref}"
+
+    async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
+        """Put the fields back that still are as we made them, and read whether they are."""
+        path = place_of(injection.target.ref)
+        body = await hands.reader.get(path)
+        if body is None or body["metadata"]["uid"] != injection.target.uid:
+            return Back(proven=True, state="Gone", note="it is gone by itself")
+        notes = body["metadata"].get("annotations") or {}
+        changes = read(injection.prior)
+        if notes.get(INJECTED) != mark:
+            return _without_mark(body, changes)
+        steps, foreign = reverting(body, changes)
+        kept = {key: text for key, text in notes.items() if key not in {INJECTED, REVERT_BY, PRIOR}}
+        await hands.writer.patch(path, _patch(body, kept, steps))
+        return _proof(await hands.reader.get(path), injection, changes, foreign)
+
+
+def _differs(body: JSON, change: Change) -> bool:
+    from kreflex.chaos.changes import value  # noqa: PLC0415
+
+    there = value(body, change.path)
+    return there is not change.before and there != change.before
+
+
+def _without_mark(body: JSON, changes: tuple[Change, ...]) -> Back:
+    still = left(body, changes)
+    if still:
+        return Back(proven=False, note=f"{', '.join(still)} is as we made it, but our mark is gone: look at it")
+    return Back(proven=True, note="it was never done, or is taken back already")
+
+
+def _proof(body: JSON | None, injection: Injection, changes: tuple[Change, ...], foreign: list[str]) -> Back:
+    if body is None or body["metadata"]["uid"] != injection.target.uid:
+        return Back(proven=True, state="Gone", note="it is gone by itself")
+    still = left(body, changes)
+    if still or INJECTED in (body["metadata"].get("annotations") or {}):
+        return Back(proven=False, note=f"{', '.join(still) or 'our mark'} is still there")
+    if foreign:
+        return Back(proven=True, state="Foreign", note=f"somebody else has set {', '.join(foreign)}: it is left")
+    return Back(proven=True)
+
+
+def _patch(body: JSON, notes: JSON, steps: list[JSON]) -> list[JSON]:
+    """Change the object that was read, as it was read: another UID or resourceVersion is answered 409."""
+    meta = body["metadata"]
+    if notes:
+        noted = [{"op": "add", "path": "/metadata/annotations", "value": notes}]
+    else:
+        noted = [{"op": "remove", "path": "/metadata/annotations"}] if "annotations" in meta else []
+    return [
+        {"op": "add", "path": "/metadata/uid", "value": meta["uid"]},
+        {"op": "add", "path": "/metadata/resourceVersion", "value": meta["resourceVersion"]},
+        *steps,
+        *noted,
+    ]
+
+
+async def _same(injection: Injection, reader: Reader) -> JSON:
+    body = await reader.get(place_of(injection.target.ref))
+    if body is None or body["metadata"]["uid"] != injection.target.uid or "deletionTimestamp" in body["metadata"]:
+        raise GoneError(f"{injection.target.ref} went away by itself", 404)
+    return body
+
+
+class Kill(Act):
+    """Deletes a pod; its owner makes another one."""
+
+    lasting = False
+
+    async def prior(self, experiment: Experiment, body: JSON, hands: Hands) -> str:  # noqa: ARG002
+        """The version that is killed, and no later one."""
+        meta = body["metadata"]
+        if controller_of(meta) is None:
+            raise TooMuchError("nothing owns it, so nothing would bring it back")
+        return json.dumps({"node": body["spec"].get("nodeName", "")})
+
+    async def inject(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:
+        """Delete the pod that was chosen, unless it is on its way already."""
+        body = await _same(injection, hands.reader)
+        meta = body["metadata"]
+        options: JSON = {
+            "gracePeriodSeconds": experiment.wants.fault.grace_seconds,
+            "preconditions": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
+        }
+        await hands.writer.delete(place_of(injection.target.ref), options)
+        return f"{injection.target.ref} is killed"
+
+    async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:  # noqa: ARG002
+        """A dead pod stays dead: the probes say whether another one has come."""
+        return Back(proven=True, note="its owner replaces it")
+
+
+class Draining(Changing):
+    """Cordons a node and evicts what runs there, as `kubectl drain` does; in the end new pods may come again."""
+
+    async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
+        """Ask once more for what is left; a PodDisruptionBudget may keep it, and that is told."""
+        name = injection.target.name
+        pods = [pod async for pod in hands.reader.pods_on(name) if _may_go(pod, hands.home)]
+        gone, kept = [], []
+        for pod in evictable(pods, Drain()).evictable:
+            try:
+                await evict(pod, hands.writer, hands.reader)
+                gone.append(pod.ref.name)
+            except BlockedError as blocked:
+                kept.append(f"{pod.ref.name}: {blocked}")
+            except (ConflictError, GoneError):
+                continue
+        if gone:
+            return f"evicted {', '.join(gone)} from {name}"
+        return f"{name} keeps {kept[0]}" if kept else ""
+
+
+def _may_go(pod: Pod, home: str) -> bool:
+    return pod.ref.namespace not in {*PROTECTED, home} and pod.labels.get(OPT_IN, "allowed") == "allowed"
+
+
+class Isolating(Changing):
+    """Keeps all traffic from some pods, by a NetworkPolicy that goes with the experiment."""
+
+    async def inject(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:
+        """Make the policy first: it selects nothing until a pod is marked."""
+        try:
+            await hands.writer.create(place("NetworkPolicy", experiment.namespace), isolation(experiment))
+        except ConflictError as error:
+            if error.reason != "AlreadyExists":
+                raise
+        return await super().inject(experiment, injection, hands)
+
+    async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
+        """Take the mark from the pod, and the policy away, whichever pod is the last."""
+        back = await super().revert(mark, injection, hands)
+        namespace, name, uid = mark.split("/")
+        path = place("NetworkPolicy", namespace, policy_name(name, uid))
+        body = await hands.reader.get(path)
+        if body is not None:
+            try:
+                await hands.writer.delete(path, {"preconditions": {"uid": body["metadata"]["uid"]}})
+            except GoneError:
+                return back
+            if await hands.reader.get(path) is not None:
+                return Back(proven=False, note="the NetworkPolicy is still there")
+        return back
+
+
+def policy_name(name: str, uid: str) -> str:
+    """Name the NetworkPolicy of an experiment."""
+    return f"chaos-{name[:60]}-{uid[:8]}"
+
+
+def isolation(experiment: Experiment) -> JSON:
+    """Give the NetworkPolicy that lets nothing in or out of what is marked; it goes when the experiment goes."""
+    until = experiment.status.model_dump(mode="json", by_alias=True)["revertBy"]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": policy_name(experiment.name, experiment.uid),
+            "namespace": experiment.namespace,
+            "annotations": {INJECTED: experiment.mark, REVERT_BY: until or ""},
+            "ownerReferences": [{"apiVersion": API, "kind": KIND, "name": experiment.name, "uid": experiment.uid}],
+        },
+        "spec": {"podSelector": {"matchLabels": {ISOLATED: experiment.uid}}, "policyTypes": ["Ingress", "Egress"]},
+    }
+
+
+_CHANGING = Changing()
+_ACTS: dict[FaultKind, Act] = {"PodKill": Kill(), "NodeDrain": Draining(), "NetworkIsolation": Isolating()}
+
+
+def act_of(kind: FaultKind) -> Act:
+    """Give what does a kind of fault."""
+    if kind == "Engine":
+        from kreflex.chaos.engines import ENGINE  # noqa: PLC0415 - it stands on this module
+
+        return ENGINE
+    return _ACTS.get(kind, _CHANGING)
+
+
+async def intent(experiment: Experiment, body: JSON, kind: str, now: datetime, hands: Hands) -> Injection:
+    """Say what is about to be done to one object, with the state before it."""
+    act = act_of(experiment.wants.fault.kind)
+    target, status = ref_of(body, kind), experiment.status
+    owner = controller_of(body["metadata"])
+    assert status.revert_by is not None, "it is set when an experiment begins"
+    return Injection(
+        fault=experiment.wants.fault.kind,
+        target=Target.of(target),
+        owner=None if owner is None else Target.of(owner),
+        round=status.rounds,
+        prior=await act.prior(experiment, body, hands),
+        intended_at=now,
+        revert_by=status.revert_by,
+    )

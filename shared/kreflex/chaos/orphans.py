@@ -1,0 +1,93 @@
+"""What was injected and nobody remembers: the object itself says whose it is, until when, and how it was before.
+
+It comes to this if somebody takes the finalizer from an experiment and deletes it, or if a process was stopped in the
+middle of its write and goes on after all was taken back.
+"""
+
+from __future__ import annotations
+
+from kreflex.audit import log
+from kreflex.chaos.experiments import INJECTED, PRIOR, REVERT_BY, Experiments, Injection
+from kreflex.chaos.faults import Changing, Hands
+from kreflex.chaos.targets import place, ref_of
+from kreflex.cluster import Writer
+from kreflex.errors import ApiError, KreflexError, OutageError
+from kreflex.records import Target
+from kreflex.views import JSON, moment
+from kreflex.world import World
+
+KINDS = ("Node", "Pod", "Deployment", "StatefulSet", "ConfigMap", "Lease")
+_POLICIES = "NetworkPolicy"
+
+
+class Orphans:
+    """Looks at the metadata of all that may be hit, and takes back what is over and left."""
+
+    def __init__(self, world: World, writer: Writer) -> None:
+        self._world = world
+        self._writer = writer
+        self._hands = Hands(world.cluster, writer, world.home)
+        self._experiments = Experiments(world.cluster, writer)
+
+    async def take_back(self) -> list[str]:
+        """Take back what no experiment answers for any more; what went wrong, in words."""
+        errors = []
+        for kind in (*KINDS, _POLICIES):
+            try:
+                errors += await self._of_kind(kind)
+            except OutageError as error:
+                if error.status not in {403, 404}:
+                    raise
+                errors.append(f"what is left of {kind}s can't be seen: {error}")
+        return errors
+
+    async def _of_kind(self, kind: str) -> list[str]:
+        found = [
+            body
+            async for body in self._world.cluster.list_metadata(place(kind, ""))
+            if INJECTED in (body["metadata"].get("annotations") or {})
+        ]
+        told = [await self._one(kind, body) for body in found]
+        return [text for text in told if text]
+
+    async def _one(self, kind: str, body: JSON) -> str:
+        mark = body["metadata"]["annotations"][INJECTED]
+        try:
+            if await self._looked_after(mark, body):
+                return ""
+            return await self._remove(body) if kind == _POLICIES else await self._restore(kind, body, mark)
+        except (KreflexError, ValueError) as error:
+            return f"{kind} {body['metadata']['name']} is left as {mark} made it: {error}"
+
+    async def _looked_after(self, mark: str, body: JSON) -> bool:
+        """Tell whether an experiment is at it, and its time is not over."""
+        namespace, name, uid = [*mark.split("/"), "", ""][:3]
+        found = await self._experiments.get(namespace, name) if namespace and name else None
+        if found is None or found.uid != uid:
+            return False
+        mine = [one for one in found.status.injected if one.target.uid == body["metadata"]["uid"]]
+        return any(one.open for one in mine) or (not mine and found.status.phase in {"Running", "Reverting"})
+
+    async def _restore(self, kind: str, body: JSON, mark: str) -> str:
+        notes, now = body["metadata"]["annotations"], self._world.now()
+        ref = ref_of(body, kind)
+        left = Injection(
+            fault="Image",
+            target=Target.of(ref),
+            prior=notes.get(PRIOR, "[]"),
+            intended_at=now,
+            revert_by=moment(notes.get(REVERT_BY)) or now,
+        )
+        back = await Changing().revert(mark, left, self._hands)
+        log.warning("experiment.orphan", object=str(ref), experiment=mark, proven=back.proven, note=back.note)
+        return "" if back.proven else f"{ref}: {back.note}"
+
+    async def _remove(self, body: JSON) -> str:
+        meta = body["metadata"]
+        try:
+            await self._writer.delete(
+                place(_POLICIES, meta["namespace"], meta["name"]), {"preconditions": {"uid": meta["uid"]}}
+            )
+        except ApiError as error:
+            return f"NetworkPolicy {meta['namespace']}/{meta['name']}: {error}"
+        return ""

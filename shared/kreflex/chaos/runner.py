@@ -1,0 +1,534 @@
+"""Carries experiments on: one change of status after the other, each before what it announces."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from kreflex.audit import log
+from kreflex.chaos import gates, turns
+from kreflex.chaos.corruptions import UnfitError
+from kreflex.chaos.experiments import (
+    FINAL,
+    FINALIZER,
+    TIMELINE,
+    Experiment,
+    Experiments,
+    Injection,
+    Level,
+    Line,
+    Phase,
+    Probe,
+    Probed,
+    Verdict,
+)
+from kreflex.chaos.faults import Act, Back, Hands, TooMuchError, act_of, intent
+from kreflex.chaos.healing import healed_by
+from kreflex.chaos.news import tell
+from kreflex.chaos.probes import look, noted
+from kreflex.chaos.score import score, shortfalls
+from kreflex.chaos.targets import choose, eligible, kind_of
+from kreflex.cluster import Reader, Writer, acting_until
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
+from kreflex.views import JSON
+from kreflex.world import World
+
+RECHECK = timedelta(minutes=1)
+AGAIN = timedelta(seconds=5)
+# A Lease outlasts what it is about: whoever takes the next one finds all taken back, or sees who is at it.
+_SLACK = timedelta(minutes=2)
+# What of a call is kept for its last writes.
+_RESERVE = timedelta(seconds=3)
+_BUDGET_EVERY = timedelta(seconds=10)
+_STEP = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What people have set for all experiments."""
+
+    act_within: timedelta
+    time_budget: timedelta
+    hosts: frozenset[str]
+
+
+class Runner:
+    """One process's hands on the experiments of a cluster."""
+
+    def __init__(self, world: World, writer: Writer, terms: Terms) -> None:
+        self._world = world
+        self._reader: Reader = world.cluster
+        self._writer = writer
+        self._terms = terms
+        self._hands = Hands(self._reader, writer, world.home)
+        self.experiments = Experiments(self._reader, writer)
+        self._me = f"{socket.gethostname()[:200]}/{uuid.uuid4().hex[:8]}"
+        self._busy: set[str] = set()
+        self._levels: dict[str, datetime] = {}
+
+    def now(self) -> datetime:
+        """Tell the API server's time."""
+        return self._world.now()
+
+    async def go_on(self, namespace: str, name: str) -> Experiment | None:
+        """Carry one experiment on as far as this call's time allows; None if there is none, or others are at it."""
+        found = await self.experiments.get(namespace, name)
+        if found is None or found.uid in self._busy or not found.due(self.now()):
+            return None
+        self._busy.add(found.uid)
+        try:
+            return await self._hold(found)
+        finally:
+            self._busy.discard(found.uid)
+
+    async def _hold(self, experiment: Experiment) -> Experiment | None:
+        end = self.now() + self._terms.time_budget - _RESERVE
+        try:
+            held = await self._save(experiment, holder=self._me)
+            while self.now() < end:
+                before = held
+                held, wait = await self._step(held)
+                if wait is None:
+                    return held
+                if held.status.phase in FINAL or wait > end - self.now():
+                    return await self._let_go(held, wait)
+                if held is before or wait > timedelta():
+                    await asyncio.sleep(max(wait, _STEP / 5).total_seconds())
+            return await self._let_go(held, timedelta())
+        except (ConflictError, GoneError) as error:
+            # Somebody else has changed it: whoever is woken by that goes on.
+            log.info("experiment.changed", experiment=str(experiment), error=str(error))
+            return None
+
+    async def _let_go(self, held: Experiment, wait: timedelta) -> Experiment:
+        due_at = None if held.status.phase in FINAL else self.now() + wait
+        return await self.experiments.change(held, holder=None, deadline=None, due_at=due_at)
+
+    async def _save(self, held: Experiment, *lines: tuple[str, str], **changes: Any) -> Experiment:
+        """Write the status, and stay at work for as long as an attempt may take from now."""
+        now = self.now()
+        told = (*held.status.timeline, *(Line(at=now, word=word, text=text[:500]) for word, text in lines))
+        for word, text in lines:
+            log.info(f"experiment.{word}", experiment=str(held), text=text)
+        changes = {"holder": self._me, "deadline": now + self._terms.act_within, "due_at": None, **changes}
+        return await self.experiments.change(held, timeline=told[-TIMELINE:], **changes)
+
+    async def _step(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        """Do the next thing; how long to wait for the one after it, or None if there is none."""
+        if held.spec is None:
+            return await self._broken(held)
+        steps: dict[Phase, Callable[[Experiment], Awaitable[tuple[Experiment, timedelta | None]]]] = {
+            "Pending": self._begin,
+            "Running": self._run,
+            "Reverting": self._revert,
+        }
+        step = steps.get(held.status.phase)
+        if step is not None:
+            return await step(held)
+        if FINALIZER in held.finalizers:
+            # Whoever ended it died before he let it go.
+            return await self._let_go(await self._release(held), timedelta()), None
+        return await self._again(held), timedelta()
+
+    async def _broken(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        """What has begun is taken back, whatever the spec is now; what has not, is refused."""
+        if held.status.phase in {"Running", "Reverting"}:
+            return await self._revert(held)
+        return await self._refuse(held, gates.Stop("Spec", held.broken, final=True))
+
+    # Pending
+
+    async def _begin(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        spec, now = held.wants, self.now()
+        if held.leaving:
+            return await self._release(held), None
+        stop = await self._busy_place(held) or await gates.may_begin(held, self._world)
+        bodies = [] if stop else await self._eligible(held)
+        if stop is None:
+            left = await gates.budget(held, self._world, bodies[0] if bodies else None)
+            stop = gates.of_budget(left)
+        if stop is None and spec.fault.kind != "Engine":
+            choice = choose(held, bodies, (), len(bodies))
+            stop = None if choice.chosen else gates.Stop("Targets", choice.because, final=True)
+        if stop is not None:
+            return await self._refuse(held, stop)
+        held = await self._save(await self.experiments.hold(held, hold=True))
+        with acting_until(held.status.deadline):
+            taken = await turns.take(held, now + spec.ttl + _SLACK, self._reader, self._writer)
+        if taken is not None:
+            return await self._refuse(held, gates.Stop("Busy", taken))
+        probed = [await self._first_look(probe, held) for probe in spec.probes]
+        failed = [
+            f"{probe.name}: {text}"
+            for probe, (one, text) in zip(spec.probes, probed, strict=True)
+            if one.before is False
+        ]
+        if failed:
+            refused = gates.Stop("SteadyState", f"not steady before it: {'; '.join(failed)}", final=True)
+            return await self._refuse(held, refused, probes=tuple(one for one, _ in probed), score=None)
+        return await self._start(held, tuple(one for one, _ in probed), len(bodies)), timedelta()
+
+    async def _start(self, held: Experiment, probed: tuple[Probed, ...], count: int) -> Experiment:
+        spec, now = held.wants, self.now()
+        longest = max(spec.duration, spec.expects.within if spec.expects else timedelta())
+        return await self._save(
+            held,
+            ("began", f"{spec.fault.kind}, {spec.amount} of {count}, for {longest.total_seconds():g} s at most"),
+            phase="Running",
+            guard=None,
+            reason=None,
+            verdict=None,
+            score=None,
+            run=held.status.run + 1,
+            started_at=now,
+            ends_at=now + longest,
+            revert_by=now + spec.ttl,
+            next_round_at=now,
+            reverting_at=None,
+            finished_at=None,
+            rounds=0,
+            eligible=count,
+            aborted=None,
+            injected=(),
+            probes=probed,
+            remediation=None,
+            lost=0,
+        )
+
+    async def _busy_place(self, held: Experiment) -> gates.Stop | None:
+        others = await self.experiments.all(held.namespace)
+        busy = next((o for o in others if o.uid != held.uid and o.status.phase in {"Running", "Reverting"}), None)
+        return None if busy is None else gates.Stop("Busy", f"{busy} runs in this namespace")
+
+    async def _eligible(self, held: Experiment) -> list[JSON]:
+        return [] if held.wants.fault.kind == "Engine" else await eligible(held, self._reader)
+
+    async def _first_look(self, probe: Probe, held: Experiment) -> tuple[Probed, str]:
+        probed = Probed(name=probe.name, weight=probe.weight)
+        if "Before" not in probe.when:
+            return probed, ""
+        seen = await look(probe, held.namespace, self._world, self._terms.hosts)
+        return probed.model_copy(update={"before": seen.ok}), seen.said
+
+    async def _refuse(self, held: Experiment, stop: gates.Stop, **changes: Any) -> tuple[Experiment, timedelta | None]:
+        """Say why it does not begin; what may be over soon is asked again, but not for ever."""
+        now, status = self.now(), held.status
+        late = held.spec is not None and now > max(held.created, status.due_at or held.created) + held.spec.start_within
+        told = (status.phase, status.guard, status.reason) == ("Pending", stop.guard, stop.because[:1000])
+        if not stop.final and not late:
+            # It waits without what it needs to run: others may begin.
+            held = await self._release(held) if FINALIZER in held.finalizers else held
+            if not told:
+                held = await self._save(
+                    held, ("waits", f"{stop.guard}: {stop.because}"), guard=stop.guard, reason=stop.because[:1000]
+                )
+                await tell(self._writer, held, "Warning", f"Kreflex{stop.guard}", stop.because, now)
+            return held, RECHECK
+        held = await self._save(
+            held,
+            ("refused", f"{stop.guard}: {stop.because}"),
+            phase="Refused",
+            guard=stop.guard,
+            reason=stop.because[:1000],
+            finished_at=now,
+            **changes,
+        )
+        await tell(self._writer, held, "Warning", f"Kreflex{stop.guard}", stop.because, now)
+        return await self._let_go(await self._release(held), timedelta()), None
+
+    # Running
+
+    async def _run(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        spec, status, now = held.wants, held.status, self.now()
+        held, left = await self._level(held)
+        stop = await gates.must_end(held, spec, self._world, left) or self._lost(held)
+        if stop is not None:
+            return await self._turn_back(held, f"{stop.guard}: {stop.because}", abort=True), timedelta()
+        held = await self._finish_intents(held)
+        if self._round_due(held):
+            return await self._round(held), timedelta()
+        held = await self._watch(held)
+        over = await self._over(held)
+        if over:
+            return await self._turn_back(held, over, abort=False), timedelta()
+        waits = [one - now for one in (status.ends_at, status.next_round_at) if one is not None]
+        waits += [probe.every for probe in spec.probes if "During" in probe.when]
+        return held, min([max(_STEP / 5, one) for one in waits if one > timedelta()] or [_STEP], default=_STEP)
+
+    async def _level(self, held: Experiment) -> tuple[Experiment, Any]:
+        """Ask the error budget, not more often than it can change."""
+        now, spec = self.now(), held.wants
+        asked = self._levels.get(held.uid)
+        if spec.without_budget is not None or (asked is not None and now - asked < _BUDGET_EVERY):
+            return held, None
+        bodies = [] if spec.budget else await self._targets_now(held)
+        left = await gates.budget(held, self._world, bodies[0] if bodies else None)
+        self._levels[held.uid] = now
+        if left is None or left.left is None:
+            return held, left
+        level = Level(at=now, left=round(left.left, 4), burning=left.burning)
+        return await self._save(held, budget=(*held.status.budget, level)[-TIMELINE:]), left
+
+    async def _targets_now(self, held: Experiment) -> list[JSON]:
+        from kreflex.chaos.targets import place_of  # noqa: PLC0415
+
+        found = [await self._reader.get(place_of(one.target.ref)) for one in held.status.injected[:1]]
+        return [body for body in found if body is not None] or await self._eligible(held)
+
+    def _lost(self, held: Experiment) -> gates.Stop | None:
+        """Tell whether the steady state is lost for longer than people accept."""
+        wanted = {probe.name: probe.failures for probe in held.wants.probes}
+        for one in held.status.probes:
+            most = wanted.get(one.name, 0)
+            if most and one.in_a_row >= most:
+                return gates.Stop("SteadyState", f"{one.name} failed {one.in_a_row} times in a row")
+        return None
+
+    def _round_due(self, held: Experiment) -> bool:
+        due, now = held.status.next_round_at, self.now()
+        return due is not None and due <= now and (held.status.ends_at is None or now < held.status.ends_at)
+
+    async def _round(self, held: Experiment) -> Experiment:
+        """Choose, write down what is about to be done, and only then do it."""
+        spec, status, now = held.wants, held.status, self.now()
+        following = now + spec.interval if spec.interval is not None else None
+        if spec.fault.kind == "Engine":
+            bodies, chosen = [], [{"metadata": {"uid": held.uid}}]
+        else:
+            bodies = await self._eligible(held)
+            if status.rounds and sum(map(_is_ready, bodies)) < status.eligible:
+                return await self._save(
+                    held, ("passed", "those of the round before are not back yet"), next_round_at=following
+                )
+            choice = choose(held, bodies, (one.target.uid for one in status.injected), status.eligible)
+            chosen = list(choice.chosen)
+        planned, unfit = await self._plan(held, chosen)
+        if not planned:
+            text = "; ".join(unfit) or "nothing may be hit any more"
+            if status.rounds:
+                return await self._save(held, ("passed", text), next_round_at=following)
+            return await self._turn_back(held, f"Targets: {text}", abort=True)
+        held = await self._save(
+            held,
+            *(("unfit", text) for text in unfit),
+            ("chosen", ", ".join(one.target.name for one in planned)),
+            injected=(*status.injected, *planned),
+            rounds=status.rounds + 1,
+            next_round_at=following,
+        )
+        return await self._finish_intents(held)
+
+    async def _plan(self, held: Experiment, chosen: Iterable[JSON]) -> tuple[list[Injection], list[str]]:
+        kind, planned, unfit = kind_of(held.wants.fault.kind, held.wants.targets), [], []
+        for body in chosen:
+            try:
+                if held.wants.fault.kind == "Engine":
+                    from kreflex.chaos.engines import engine_intent  # noqa: PLC0415
+
+                    planned.append(engine_intent(held, self.now()))
+                else:
+                    planned.append(await intent(held, body, kind, self.now(), self._hands))
+            except (UnfitError, TooMuchError) as error:
+                unfit.append(f"{body['metadata'].get('name', held.name)}: {error}")
+        return planned, unfit
+
+    async def _finish_intents(self, held: Experiment) -> Experiment:
+        """Do what stands there to be done: now, or left by somebody who died."""
+        for index, one in enumerate(held.status.injected):
+            if one.state == "Intended":
+                held = await self._inject(held, index)
+        return held
+
+    async def _inject(self, held: Experiment, index: int) -> Experiment:
+        one, now = held.status.injected[index], self.now()
+        try:
+            with acting_until(held.status.deadline):
+                note = await act_of(one.fault).inject(held, one, self._hands)
+        except GoneError:
+            state, note = ("Injected" if one.fault == "PodKill" else "Gone"), f"{one.target.ref} is gone"
+        except (ConflictError, DeniedError) as error:
+            # Not as it was chosen, or the cluster says no: it is left alone, and looked at when all is taken back.
+            state, note = "Injected", f"{one.target.ref} was not hit: {error}"
+            if one.fault == "PodKill" and isinstance(error, ConflictError):
+                return held
+        else:
+            state = "Injected"
+        changed = one.model_copy(update={"state": state, "injected_at": now, "note": note[:500]})
+        return await self._save(held, ("fault", note), injected=_with(held.status.injected, index, changed))
+
+    async def _watch(self, held: Experiment) -> Experiment:
+        """Look at the probes that are due, at the remediation that is expected, and at what takes longer."""
+        spec, now = held.wants, self.now()
+        wanted = {probe.name: probe for probe in spec.probes if "During" in probe.when}
+        due = [one for one in held.status.probes if one.name in wanted and _is_due(one, wanted[one.name], now)]
+        seen = await asyncio.gather(
+            *(look(wanted[one.name], held.namespace, self._world, self._terms.hosts) for one in due)
+        )
+        after = {one.name: noted(one, found, self.now()) for one, found in zip(due, seen, strict=True)}
+        lines = [
+            ("probe", f"{one.name} {'passes again' if after[one.name].in_a_row == 0 else 'fails'}: {found.said}")
+            for one, found in zip(due, seen, strict=True)
+            if (one.in_a_row == 0) != (after[one.name].in_a_row == 0)
+        ]
+        lost = sum(not found.ok for one, found in zip(due, seen, strict=True) if wanted[one.name].http is not None)
+        lines += [("fault", text) for text in await self._keep_on(held) if text]
+        healed = held.status.remediation
+        if spec.expects is not None:
+            healed = await healed_by(held, spec.expects.function, self._world.home, self._reader)
+        if healed is not None and (
+            held.status.remediation is None or healed.verdict != held.status.remediation.verdict
+        ):
+            lines.append(("healing", f"{healed.record}: {healed.verdict or healed.because}"))
+        if not due and not lines and healed == held.status.remediation:
+            return held
+        probes = tuple(after.get(one.name, one) for one in held.status.probes)
+        return await self._save(held, *lines, probes=probes, remediation=healed, lost=held.status.lost + lost)
+
+    async def _keep_on(self, held: Experiment) -> list[str]:
+        with acting_until(held.status.deadline):
+            said = [
+                await act_of(one.fault).keep_on(held, one, self._hands)
+                for one in held.status.injected
+                if one.state == "Injected"
+            ]
+        known = {line.text for line in held.status.timeline}
+        return [text for text in said if text[:500] not in known]
+
+    async def _over(self, held: Experiment) -> str:
+        """Tell why the faults end now; "" while they last."""
+        spec, status, now = held.wants, held.status, self.now()
+        if status.revert_by is not None and now >= status.revert_by - AGAIN:
+            return "its TTL is over"
+        lasted = status.started_at is not None and now >= status.started_at + spec.duration
+        if spec.expects is None:
+            return "its time is over" if lasted else ""
+        verdict = status.remediation.verdict if status.remediation else None
+        if verdict is not None and lasted:
+            return f"{spec.expects.function}: {verdict}"
+        return f"{spec.expects.function} has had its time" if status.ends_at is None or now >= status.ends_at else ""
+
+    async def _turn_back(self, held: Experiment, because: str, *, abort: bool) -> Experiment:
+        word = "aborted" if abort else "ended"
+        return await self._save(
+            held,
+            (word, because),
+            phase="Reverting",
+            aborted=because[:500] if abort else None,
+            reverting_at=self.now(),
+            next_round_at=None,
+        )
+
+    # Reverting
+
+    async def _revert(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        """Take back what is open, the last one first; what can't be is tried again, for as long as it takes."""
+        stuck = False
+        for index in reversed(range(len(held.status.injected))):
+            one = held.status.injected[index]
+            if one.open:
+                back = await self._take_back(held, one)
+                stuck |= not back.proven
+                held = await self._noted(held, index, back)
+        if stuck:
+            return held, AGAIN
+        return await self._afterwards(held)
+
+    async def _take_back(self, held: Experiment, one: Injection) -> Back:
+        act: Act = act_of(one.fault)
+        try:
+            return await act.revert(held.mark, one, self._hands)
+        except ConflictError:
+            return Back(proven=False, note="it changes while it is looked at")
+        except GoneError:
+            return Back(proven=True, state="Gone", note="it is gone by itself")
+        except UnavailableError as error:
+            return Back(proven=False, note=str(error)[:500])
+        except ApiError as error:
+            return Back(proven=False, note=f"it can't be taken back: {error}"[:500])
+
+    async def _noted(self, held: Experiment, index: int, back: Back) -> Experiment:
+        one = held.status.injected[index]
+        if not back.proven:
+            if one.note == back.note:
+                return held
+            changed = one.model_copy(update={"note": back.note[:500]})
+            return await self._save(
+                held, ("stuck", f"{one.target.ref}: {back.note}"), injected=_with(held.status.injected, index, changed)
+            )
+        changed = one.model_copy(update={"state": back.state, "reverted_at": self.now(), "note": back.note or one.note})
+        text = f"{one.target.ref} {'is as before' if back.state == 'Reverted' else back.state.lower()}"
+        return await self._save(
+            held,
+            ("reverted", f"{text}: {back.note}" if back.note else text),
+            injected=_with(held.status.injected, index, changed),
+        )
+
+    async def _afterwards(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
+        """Look at the steady state once more, until it is there or its time is over; then say how it went."""
+        if held.spec is None:
+            return await self._finish(held, (held.broken,)), None
+        spec, status, now = held.spec, held.status, self.now()
+        waiting = {probe.name: probe for probe in spec.probes if "After" in probe.when}
+        probes = list(status.probes)
+        for index, one in enumerate(probes):
+            if one.name in waiting and one.after is not True:
+                seen = await look(waiting[one.name], held.namespace, self._world, self._terms.hosts)
+                probes[index] = one.model_copy(update={"after": seen.ok})
+        if spec.expects is not None:
+            healed = await healed_by(held, spec.expects.function, self._world.home, self._reader) or status.remediation
+        else:
+            healed = None
+        since = status.reverting_at or now
+        missing = [one.name for one in probes if one.name in waiting and one.after is not True]
+        if missing and now < since + spec.recovery:
+            return held, _STEP
+        held = await self._save(held, probes=tuple(probes), remediation=healed)
+        return await self._finish(held, shortfalls(spec, held.status)), None
+
+    async def _finish(self, held: Experiment, missing: Iterable[str]) -> Experiment:
+        now, told = self.now(), list(missing)
+        verdict: Verdict = "Failed" if told else "Passed"
+        points = score(held.status.probes)
+        reason = "; ".join(told) or "the steady state held, and all is as before"
+        held = await self._save(
+            held,
+            ("verdict", f"{verdict}: {reason}"),
+            phase="Aborted" if held.status.aborted else "Done",
+            verdict=verdict,
+            score=points,
+            reason=reason[:1000],
+            guard=None,
+            finished_at=now,
+        )
+        await tell(self._writer, held, "Warning" if told else "Normal", f"Kreflex{verdict}", reason, now)
+        return await self._let_go(await self._release(held), timedelta())
+
+    # Over
+
+    async def _release(self, held: Experiment) -> Experiment:
+        """Let others begin, and let it be deleted."""
+        await turns.give_back(held, self._reader, self._writer)
+        return await self.experiments.hold(held, hold=False)
+
+    async def _again(self, held: Experiment) -> Experiment:
+        return await self._save(
+            held, ("again", "its next run begins"), phase="Pending", guard=None, reason=None, timeline=()
+        )
+
+
+def _with(injected: tuple[Injection, ...], index: int, changed: Injection) -> tuple[Injection, ...]:
+    return (*injected[:index], changed, *injected[index + 1 :])
+
+
+def _is_ready(body: JSON) -> bool:
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
+
+
+def _is_due(probed: Probed, probe: Probe, now: datetime) -> bool:
+    return probed.last is None or now >= probed.last + probe.every

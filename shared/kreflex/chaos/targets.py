@@ -1,0 +1,178 @@
+"""What an experiment may hit: what is selected, people have opted in, and nobody else is at work on."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kreflex.chaos.experiments import ALLOWED, INJECTED, OPT_IN, Experiment, FaultKind, Targets
+from kreflex.cluster import Reader
+from kreflex.guards import OPT_OUT
+from kreflex.policy import PROTECTED, PROTECTED_LABEL, Expression, Selector
+from kreflex.views import HASH_LABELS, JSON, Ref, controller_of
+
+_PODS = frozenset({"PodKill", "PodImage", "NetworkIsolation"})
+_NODES = frozenset({"Cordon", "NodeDrain"})
+_WORKLOADS = frozenset({"ScaleToZero", "Image", "Environment", "Probe", "ResourceSqueeze"})
+_PLURALS = {
+    "Pod": ("v1", "pods"),
+    "Node": ("v1", "nodes"),
+    "ConfigMap": ("v1", "configmaps"),
+    "Deployment": ("apps/v1", "deployments"),
+    "ReplicaSet": ("apps/v1", "replicasets"),
+    "StatefulSet": ("apps/v1", "statefulsets"),
+    "DaemonSet": ("apps/v1", "daemonsets"),
+    "Rollout": ("argoproj.io/v1alpha1", "rollouts"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
+    "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies"),
+}
+_TRACK = ("track", "canary")
+
+
+def kind_of(fault: FaultKind, targets: Targets) -> str:
+    """Tell the kind of the objects that a fault hits."""
+    if fault in _PODS:
+        return "Pod"
+    if fault in _NODES:
+        return "Node"
+    return {"Configuration": "ConfigMap", "LeaderLoss": "Lease"}.get(fault, targets.kind)
+
+
+def place(kind: str, namespace: str, name: str = "") -> str:
+    """Tell where the API server serves an object that may be hit, or all of its kind in a namespace."""
+    version, plural = _PLURALS[kind]
+    base = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+    where = "" if kind == "Node" or not namespace else f"/namespaces/{namespace}"
+    return f"{base}{where}/{plural}{f'/{name}' if name else ''}"
+
+
+def place_of(ref: Ref) -> str:
+    """Tell the path of an object that may be hit."""
+    return place(ref.kind, ref.namespace, ref.name)
+
+
+def ref_of(body: JSON, kind: str) -> Ref:
+    """Name an object as a list or a read has it."""
+    meta = body["metadata"]
+    return Ref(_PLURALS[kind][0], kind, meta.get("namespace", ""), meta["name"], meta["uid"])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may be hit, what of it was chosen, and why it is no more."""
+
+    eligible: tuple[JSON, ...]
+    chosen: tuple[JSON, ...]
+    because: str = ""
+
+
+async def forbidden(experiment: Experiment, home: str, reader: Reader) -> str | None:
+    """Tell why nothing at all may be hit where an experiment is."""
+    where, kind = experiment.namespace, experiment.wants.fault.kind
+    if where in PROTECTED:
+        return f"namespace {where} is protected"
+    if kind in _NODES and where != home:
+        return f"a node belongs to everybody: an experiment on nodes is made in namespace {home}"
+    if where == home:
+        return None if kind in {*_NODES, "LeaderLoss"} else f"namespace {home} is Kreflex' own"
+    labels = await labels_of(where, reader)
+    if labels.get(PROTECTED_LABEL, "false") != "false":
+        return f"namespace {where} has the label {PROTECTED_LABEL}"
+    if kind == "Engine" and labels.get(OPT_IN) != ALLOWED:
+        return f"an engine chooses for itself: namespace {where} needs the label {OPT_IN}: {ALLOWED}"
+    return None
+
+
+async def labels_of(namespace: str, reader: Reader) -> Mapping[str, str]:
+    """Read the labels of a namespace."""
+    body = await reader.get(f"/api/v1/namespaces/{namespace}")
+    return (body or {}).get("metadata", {}).get("labels") or {}
+
+
+async def eligible(experiment: Experiment, reader: Reader) -> list[JSON]:
+    """Read what may be hit now: selected, opted in, not opted out, and in nobody's hands."""
+    spec, kind = experiment.wants, kind_of(experiment.wants.fault.kind, experiment.wants.targets)
+    # A Lease of the control plane is in no namespace where people try things out: it has to be opted in by itself.
+    where = "kube-system" if kind == "Lease" else experiment.namespace
+    allowed = kind not in {"Node", "Lease"} and (await labels_of(where, reader)).get(OPT_IN) == ALLOWED
+    chosen = query(spec.targets.selector)
+    given = {"labelSelector": chosen} if chosen else {}
+    found = [body async for body in reader.list(place(kind, where), **given)]
+    usable = [one for one in found if _usable(one, spec.targets, allowed=allowed)]
+    if spec.targets.canary and kind == "Pod":
+        usable = [one for one in usable if await _of_canary(one, reader)]
+    return sorted(usable, key=lambda one: str(one["metadata"]["name"]))
+
+
+def _usable(body: JSON, targets: Targets, *, allowed: bool) -> bool:
+    meta = body["metadata"]
+    said = (meta.get("labels") or {}).get(OPT_IN)
+    notes = meta.get("annotations") or {}
+    if targets.names and meta["name"] not in targets.names:
+        return False
+    if said != ALLOWED and not (allowed and said is None):
+        return False
+    if notes.get(OPT_OUT, "false").lower() != "false" or INJECTED in notes or "deletionTimestamp" in meta:
+        return False
+    return (body.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
+
+
+async def _of_canary(pod: JSON, reader: Reader) -> bool:
+    """Tell whether a pod belongs to a canary: by its label, or because its Rollout is between two versions."""
+    labels = pod["metadata"].get("labels") or {}
+    if labels.get(_TRACK[0]) == _TRACK[1]:
+        return True
+    template = next((labels[one] for one in HASH_LABELS if one in labels), "")
+    owner = controller_of(pod["metadata"])
+    if owner is None or owner.kind != "ReplicaSet":
+        return False
+    made = await reader.get(place_of(owner))
+    above = controller_of(made["metadata"]) if made else None
+    if above is None or above.kind != "Rollout":
+        return False
+    status = (await reader.get(place_of(above)) or {}).get("status") or {}
+    return bool(template) and template == status.get("currentPodHash") and template != status.get("stableRS")
+
+
+def count(amount: int | str, of: int) -> int:
+    """Turn an amount into a number; percent rounds down, so that 50% of one pod is none."""
+    text = str(amount)
+    wanted = math.floor(of * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return max(0, min(wanted, of))
+
+
+def choose(experiment: Experiment, bodies: Sequence[JSON], earlier: Iterable[str], of: int) -> Choice:
+    """Choose without replacement, the same for the same experiment, run and round; `of` is what percent is taken of."""
+    hit = set(earlier)
+    fresh = [one for one in bodies if one["metadata"]["uid"] not in hit]
+    wanted = count(experiment.wants.amount, of)
+    if not fresh or wanted < 1:
+        because = f"{experiment.wants.amount} of {of} that may be hit is none" if of else _nothing(experiment)
+        return Choice(tuple(bodies), (), because)
+    status = experiment.status
+    # Not for secrets: so that a run can be understood, and played again.
+    lot = random.Random(f"{experiment.uid}/{status.run}/{status.rounds}")  # noqa: S311
+    return Choice(tuple(bodies), tuple(lot.sample(fresh, min(wanted, len(fresh)))))
+
+
+def _nothing(experiment: Experiment) -> str:
+    kind = kind_of(experiment.wants.fault.kind, experiment.wants.targets)
+    return f"no {kind} that is selected has the label {OPT_IN}: {ALLOWED}, itself or by its namespace"
+
+
+def query(selector: Selector) -> str:
+    """Write a label selector as a list's parameter has it."""
+    pairs = [f"{key}={wanted}" for key, wanted in sorted(selector.match_labels.items())]
+    return ",".join([*pairs, *(_expression(one) for one in selector.match_expressions)])
+
+
+def _expression(one: Expression) -> str:
+    values = f"({','.join(one.values)})"
+    return {
+        "In": f"{one.key} in {values}",
+        "NotIn": f"{one.key} notin {values}",
+        "Exists": one.key,
+        "DoesNotExist": f"!{one.key}",
+    }[one.operator]

@@ -1,0 +1,88 @@
+"""What the tests of chaos build with: a runner in this process under its own account, and experiments."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
+from kreflex.chaos.runner import Runner, Terms
+from kreflex.cluster import Reader, Transport, Writer
+from kreflex.credentials import load_credentials
+from kreflex.prom import Metrics
+from kreflex.world import World
+from lab.api import Refused, eventually
+from lab.cluster import ControlPlane
+from tests import kit
+
+FUNCTION = "chaos-runner"
+ALLOWED = {"kreflex.dev/chaos": "allowed"}
+TERMS = Terms(timedelta(seconds=30), timedelta(seconds=25), frozenset({"127.0.0.1"}))
+QUICK = {
+    "duration": "1s",
+    "ttl": "1m",
+    "recovery": "20s",
+    "withoutBudget": "a test that has no Prometheus",
+}
+
+
+async def install(plane: ControlPlane) -> None:
+    """Apply what chaos-runner needs beside the rest of Kreflex."""
+    files = ("crds/experiments.yaml", "chaos-runner/rbac.yaml", "chaos-runner/admission.yaml")
+    kit.kubectl(plane, "apply", "--server-side", *(f"--filename={kit.ROOT}/knative/{file}" for file in files))
+    kit.kubectl(plane, "wait", "--for=condition=Established", "crd/experiments.kreflex.dev", "--timeout=30s")
+
+    async def served() -> bool:
+        # Who lists them first may be told that their storage is (re)initializing (429).
+        try:
+            return await plane.api.find("/apis/kreflex.dev/v1alpha1/experiments") is not None
+        except Refused:
+            return False
+
+    await eventually(served, "experiments")
+
+
+@asynccontextmanager
+async def runner(plane: ControlPlane, transport: type[Transport] = Transport, **given: Any) -> AsyncIterator[Runner]:
+    """A runner with its own account's rights and no others."""
+    config = await plane.kubeconfig_for("kreflex-system", FUNCTION)
+    made = transport(load_credentials(str(config)), **given)
+    try:
+        world = World(Reader(made), Metrics(""), FUNCTION)
+        yield Runner(world, Writer(made), TERMS)
+    finally:
+        await made.close()
+
+
+async def opt_in(here: kit.Place) -> None:
+    """Let chaos into a namespace."""
+    await here.plane.api.patch(f"/api/v1/namespaces/{here.name}", {"metadata": {"labels": ALLOWED}})
+
+
+async def make(plane: ControlPlane, namespace: str, name: str = "storm", **spec: Any) -> Experiment:
+    """Make an experiment: quick, and with a reason for having no budget."""
+    body = {
+        "apiVersion": "kreflex.dev/v1alpha1",
+        "kind": "Experiment",
+        "metadata": {"name": name},
+        "spec": {**QUICK, **spec},
+    }
+    return read_experiment(await plane.api.post(path(namespace), body))
+
+
+async def read(plane: ControlPlane, namespace: str, name: str = "storm") -> Experiment:
+    """Read an experiment as it is now."""
+    return read_experiment(await plane.api.get(path(namespace, name)))
+
+
+async def play(runner_: Runner, experiment: Experiment) -> Experiment:
+    """Wake the runner again and again, as the waker does, until the experiment is over."""
+    plane_reader = runner_.experiments
+
+    async def over() -> Experiment | None:
+        await runner_.go_on(experiment.namespace, experiment.name)
+        found = await plane_reader.get(experiment.namespace, experiment.name)
+        return found if found is not None and found.status.phase in FINAL else None
+
+    ended: Experiment = await eventually(over, f"the end of {experiment}", 60)
+    return ended
