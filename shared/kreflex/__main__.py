@@ -1,4 +1,7 @@
-"""`python -m kreflex NAME`: serve the function in functions/NAME/ on $HOST:$PORT."""
+"""`python -m kreflex NAME`: serve the function in functions/NAME/ on $HOST:$PORT.
+
+`python -m kreflex slo …` is no function: it tells of error budgets (slocli.py).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ from kreflex.startup import serving
 
 def main() -> None:
     """Serve until SIGTERM, answer what has begun; configuration that can't be used ends it with every fault named."""
+    if sys.argv[1:2] == ["slo"]:
+        from kreflex import slocli  # noqa: PLC0415 - no function needs it
+
+        sys.exit(slocli.main(sys.argv[2:]))
     configure_logging()
     source = _source(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FUNCTION", ""))
     port, function, callers, core = _made(source)

@@ -7,6 +7,7 @@ reads the ErrorBudgetStatus, and denies what is new while a budget is spent, or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from kreflex.budgets import Budget, measure
 from kreflex.cluster import Reader, Writer
+from kreflex.errors import ConflictError
 from kreflex.parts import Part
 from kreflex.policy import GROUP, VERSION
 from kreflex.prom import Metrics
@@ -59,12 +61,12 @@ class BudgetStatusSpec(Part):
     budgets: tuple[BudgetLine, ...] = Field((), max_length=2000)
 
 
-def line(slo: Slo, budget: Budget) -> BudgetLine:
+def line(namespace: str, slo: str, budget: Budget) -> BudgetLine:
     """Write one budget down."""
     left = "" if budget.left is None else f"{budget.left:.0%}"
     return BudgetLine(
-        namespace=slo.namespace,
-        slo=slo.name,
+        namespace=namespace,
+        slo=slo,
         state=budget.state,
         burning=budget.burning,
         left=left,
@@ -86,7 +88,7 @@ async def observe(slos: Iterable[Slo], metrics: Metrics, least: float) -> list[t
 def status(found: Iterable[tuple[Slo, Budget]], now: datetime, home: str) -> JSON:
     """Make the object."""
     # What is in no namespace is nobody's: it is told to who asks for the status.
-    lines = tuple(line(slo, budget) for slo, budget in found if slo.namespace)
+    lines = tuple(line(slo.namespace, slo.name, budget) for slo, budget in found if slo.namespace)
     spec = BudgetStatusSpec(observed_at=now, fresh_until=now + FRESH, budgets=lines)
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
@@ -96,16 +98,43 @@ def status(found: Iterable[tuple[Slo, Budget]], now: datetime, home: str) -> JSO
     }
 
 
+def line_of(lines: Iterable[BudgetLine], name: str) -> BudgetLine:
+    """Find what is written of an SLO, as NAMESPACE/NAME; what is not there nobody knows."""
+    namespace, _, slo = name.partition("/")
+    found = next((one for one in lines if (one.namespace, one.slo) == (namespace, slo)), None)
+    return found or unsaid(name, f"there is no SLO {name} among those that are written down")
+
+
+def unsaid(name: str, why: str) -> BudgetLine:
+    """Say of an SLO that nobody knows."""
+    namespace, _, slo = name.partition("/")
+    return BudgetLine(namespace=namespace, slo=slo, state="Unknown", burning="none", why=why[:_WORDS])
+
+
+async def written(reader: Reader, home: str, names: Iterable[str]) -> list[BudgetLine]:
+    """Read what is written of some SLOs; Unknown where it is older than it may be."""
+    body = await reader.get(f"/apis/{API}/namespaces/{home}/{PLURAL}/{NAME}")
+    if body is None:
+        return [unsaid(name, f"there is no {KIND} {home}/{NAME}: is CronJob error-budget there?") for name in names]
+    spec = BudgetStatusSpec.model_validate(body["spec"])
+    if reader.now() > spec.fresh_until:
+        because = f"nobody has looked at the error budgets since {spec.observed_at:%Y-%m-%d %H:%M:%S} UTC"
+        return [unsaid(name, because) for name in names]
+    return [line_of(spec.budgets, name) for name in names]
+
+
 async def write(reader: Reader, writer: Writer, metrics: Metrics, home: str, least: float) -> list[tuple[Slo, Budget]]:
-    """Measure all budgets and write them down; raises ConflictError if another has written meanwhile."""
+    """Measure all budgets and write them down, unless another does so meanwhile: what it has seen is as new."""
     path = f"/apis/{API}/namespaces/{home}/{PLURAL}"
     # Read before Prometheus is asked: what is older is not written over what is newer.
     before = await reader.get(f"{path}/{NAME}")
     found = await observe(await load_slos(reader, home), metrics, least)
     body = status(found, reader.now(), home)
-    if before is None:
-        await writer.create(path, body)
-    else:
-        version = before["metadata"]["resourceVersion"]
-        await writer.replace(f"{path}/{NAME}", {**body, "metadata": {**body["metadata"], "resourceVersion": version}})
+    with contextlib.suppress(ConflictError):
+        if before is None:
+            await writer.create(path, body)
+        else:
+            version = before["metadata"]["resourceVersion"]
+            meta = {**body["metadata"], "resourceVersion": version}
+            await writer.replace(f"{path}/{NAME}", {**body, "metadata": meta})
     return found

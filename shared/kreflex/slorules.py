@@ -10,7 +10,6 @@ from collections.abc import Iterable
 import yaml
 
 from kreflex.burn import Alarm, over, prom_duration, windows
-from kreflex.policy import GROUP
 from kreflex.sloformats import RECORDED, Slo
 from kreflex.views import JSON
 
@@ -66,7 +65,7 @@ def _left(slo: Slo) -> JSON:
 def _alert(slo: Slo, alarm: Alarm) -> JSON:
     most = f"{alarm.factor:g} * {slo.allowed:.9g}"
     long, short = (f"max({over(slo.records, window)}) > {most}" for window in (alarm.long, alarm.short))
-    times = f"more than {alarm.factor:g} times too fast over {prom_duration(alarm.long)}"
+    times = f"more than {alarm.factor:g} times as fast as it may over {prom_duration(alarm.long)}"
     return {
         "alert": ALERT,
         "expr": f"{long}\nand\n{short}",
@@ -79,8 +78,8 @@ def _alert(slo: Slo, alarm: Alarm) -> JSON:
         },
         "annotations": {
             "summary": f"The error budget of {slo} burns.",
-            "description": f"{slo} burns its error budget {times}: {{{{ $value | humanizePercentage }}}} of its events"
-            f" fail, and {slo.allowed:.4%} may. While it burns, {GROUP} injects no faults.",
+            "description": f"{slo} uses up its error budget {times}: {{{{ $value | humanizePercentage }}}} of its events"
+            f" fail, and {100 * slo.allowed:.4g}% may. Until it is over, Kreflex injects no faults.",
         },
     }
 
