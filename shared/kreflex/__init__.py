@@ -46,7 +46,7 @@ from kreflex.remedies import Remedy, noted_by
 from kreflex.reverts import BACK_BY, BACK_FROM, BACK_TO, EvictStuck, RevertTemplate
 from kreflex.revisions import Release, Revision, Untold, release_of, to_remember
 from kreflex.rollouts import AbortRollout, PauseRollout, Progress, ResumeAborted, progress_of
-from kreflex.serve import experiment, serve, wake
+from kreflex.serve import experiment, score_watches, serve, wake
 from kreflex.settings import Settings
 from kreflex.signals import Course, NodeSignal, PodSignal, WorkloadSignal
 from kreflex.surroundings import around, failed_before, seems_well, worth_a_look
@@ -195,6 +195,7 @@ __all__ = [
     "remediation_of",
     "replicas_of",
     "same_but_notes",
+    "score_watches",
     "seems_well",
     "serve",
     "show_duration",

@@ -147,10 +147,10 @@ def experiment(name: str, hosts: frozenset[str], linger: timedelta) -> Main:
 def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str, **terms: Any) -> Main:
     """Make anomaly-scorer's `main`; raises SettingsError for a detector or a store that there is not."""
     # Only it needs numpy.
-    from kreflex.anomaly import door  # noqa: PLC0415
+    from kreflex.anomaly.door import Doors  # noqa: PLC0415
 
     core = CoreSettings.from_environment()
-    opened = door.Doors(core, detector, state_store, sink, alertmanagers, **terms)
+    opened = Doors(core, detector, state_store, sink, alertmanagers, **terms)
 
     def made() -> Service:
         transport = Transport(load_credentials())

@@ -229,10 +229,8 @@ def _said(event: Event) -> Delivery:
         return Delivery(due=tuple(_due(item, where) for where, item in _items(event)))
     if kind == FOUND:
         return Delivery(tuple(_found(item, where) for where, item in _items(event)))
-    if kind == ANSWERED:
-        return Delivery(answered=(_answered(event.data(), event.at),))
-    if kind == FEEDBACK:
-        return Delivery(feedback=(_feedback(event.data(), event.at),))
+    if kind in (ANSWERED, FEEDBACK):
+        return _said_back(event)
     if kind == PING:
         return Delivery(tick=True)
     if _TOLD_OF.fullmatch(kind):
@@ -326,6 +324,12 @@ def _answered(data: Any, where: str) -> Answered:
         raise BadEventError(f"{where}.message", f"must be a string, not {shown(message)}")
     namespace, record = name_in(data, "namespace", where), name_in(data, "record", where)
     return Answered(namespace, record, outcome, off, plain(message))
+
+
+def _said_back(event: Event) -> Delivery:
+    if event.kind == FEEDBACK:
+        return Delivery(feedback=(_feedback(event.data(), event.at),))
+    return Delivery(answered=(_answered(event.data(), event.at),))
 
 
 def _feedback(data: Any, where: str) -> Feedback:
