@@ -21,10 +21,11 @@ from kreflex.anomaly.around import Around, around
 from kreflex.anomaly.detector import About, Detector
 from kreflex.anomaly.events import LOOKED, Sink, envelope
 from kreflex.anomaly.feedback import Book, Heard
+from kreflex.anomaly.learning import forget
 from kreflex.anomaly.reading import Samples, tick_of
 from kreflex.anomaly.reconciling import Reconciler, Round
 from kreflex.anomaly.scoring import Scored, Windows, factors_of, limits_of, score
-from kreflex.anomaly.states import Due, States, experiments, incidents
+from kreflex.anomaly.states import Due, Knowledge, experiments, incidents
 from kreflex.anomaly.store import Store
 from kreflex.anomaly.svg import sparkline
 from kreflex.anomaly.telling import Teller
@@ -42,6 +43,7 @@ _SETTLE = 5.0
 # One delivery may tell of many objects; the rest is found by the ticks.
 _LOOKS = 20
 _VERDICTS_EACH = 600.0
+_FORGET_EACH = 3600.0
 # What is left for the answer, when the slow path begins with another state.
 _LAST = 5.0
 
@@ -78,7 +80,7 @@ class Scorer:
         self._terms = terms
         self._objects = Anomalies(reader, writer)
         self._windows = Windows(samples)
-        self._states = States(store, samples, detector)
+        self._states = Knowledge(store, samples, detector)
         self._reconciler = Reconciler(reader, self._objects, terms.home, terms.most_open)
         self._teller = Teller(self._objects, sink, alertmanagers)
 
@@ -108,6 +110,8 @@ class Scorer:
             failures += await self._hear_all(round_)
         failures += await self._clear([*orphans, *(one for round_ in rounds for one in round_.known)])
         failures += await self._learn(rounds, learn, deadline)
+        if any(_each(_FORGET_EACH, round_) for round_ in rounds):
+            await forget(self._store, (*watches.good, *watches.broken))
         return failures
 
     async def _declared(self) -> Watches:
@@ -211,7 +215,7 @@ class Scorer:
 
     async def _hear(self, round_: Round) -> None:
         heard = [one for anomaly in round_.known if (one := feedback.heard(anomaly)) is not None and not one.told]
-        if int(round_.at // _VERDICTS_EACH) != int((round_.at - round_.watch.step) // _VERDICTS_EACH):
+        if _each(_VERDICTS_EACH, round_):
             of_remediations = [await feedback.heard_of_remediation(one, self._reader) for one in round_.known]
             heard += [one for one in of_remediations if one is not None]
         if not heard:
@@ -286,6 +290,11 @@ class Scorer:
             if not any((one.alert, one.found) == (note.alert, note.found) for one in anomaly.status.looked):
                 looked = (note, *anomaly.status.looked)[:5]
                 await self._change(anomaly, anomaly.status.model_copy(update={"looked": looked}))
+
+
+def _each(seconds: float, round_: Round) -> bool:
+    """Tell whether this tick is the first in such a span of time, in every process."""
+    return round_.at // seconds != (round_.at - round_.watch.step) // seconds
 
 
 def place_of(signal: Told) -> Place:

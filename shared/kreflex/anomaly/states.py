@@ -10,7 +10,7 @@ from datetime import datetime
 from kreflex.anomaly.anomalies import Anomaly
 from kreflex.anomaly.codec import Bundle
 from kreflex.anomaly.detector import Detector
-from kreflex.anomaly.learning import Exclusion, load, refresh, state_name
+from kreflex.anomaly.learning import Exclusion, States, refresh, state_name
 from kreflex.anomaly.reading import Samples
 from kreflex.anomaly.scoring import Scored
 from kreflex.anomaly.store import Store
@@ -21,9 +21,8 @@ from kreflex.errors import UnavailableError
 from kreflex.records import API
 from kreflex.views import JSON, moment
 
-# A state learns on after so many samples, and each minute at most.
+# A state learns on after so many samples, as learning.py has it.
 _SAMPLES = 60
-_LEAST, _MOST = 60.0, 6 * 3600.0
 _OVER = frozenset({"Aborted", "Done", "Refused"})
 
 
@@ -36,34 +35,26 @@ class Due:
     age: float
 
 
-class States:
-    """The states in the store; those that were read are kept while the store has no newer ones."""
+class Knowledge:
+    """The states in the store, and what is to be learnt."""
 
     def __init__(self, store: Store, samples: Samples, detector: Detector) -> None:
         self._store = store
         self._samples = samples
         self._detector = detector
-        self._read: dict[str, tuple[str, Bundle | None]] = {}
+        self._states = States(store)
         self._tried: dict[str, tuple[str, ...]] = {}
 
     async def of(self, watch: Watch, signal: Signal) -> Bundle | None:
         """Read the state of a signal; None if nothing was learnt yet."""
-        name = state_name(watch, signal)
-        # Asked before it is read: a newer one that is written in between is read again the next time, at worst.
-        version = await self._store.version(name)
-        kept = self._read.get(name)
-        if kept is not None and kept[0] == version and version:
-            return kept[1]
-        bundle = await load(self._store, watch, signal, self._detector) if version else None
-        self._read[name] = (version, bundle)
-        return bundle
+        return await self._states.load(watch, signal, self._detector)
 
     def due(self, scored: Scored, bundle: Bundle | None, at: float) -> Due | None:
         """Tell whether a state is to be brought up to date: it is old, or there are series that it does not know."""
         watch, signal = scored.watch, scored.signal
         if bundle is None:
             return Due(watch, signal, float("inf"))
-        period = min(_MOST, max(_LEAST, _SAMPLES * watch.step))
+        period = _SAMPLES * watch.step
         new = tuple(scored.recent.keys[row] for row in (~scored.known).nonzero()[0])
         # What could not be learnt the last time, for it is too short, waits for the next period.
         worth = bool(new) and new != self._tried.get(state_name(watch, signal))
@@ -74,19 +65,20 @@ class States:
         """Bring states up to date, the oldest first, until the time is over; what could not be done, in words."""
         failures = []
         for one in sorted(due, key=lambda one: (-one.age, one.watch.key, one.signal.name)):
-            if time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left <= 0:
                 log.info("anomaly.learning_waits", watch=one.watch.key, signal=one.signal.name)
                 self._tried.pop(state_name(one.watch, one.signal), None)
                 continue
             try:
-                await self._learn(one, at, excluded)
+                await self._learn(one, at, excluded, left)
             except UnavailableError as error:
                 failures.append(f"{one.watch.key} {one.signal.name} was not learnt: {error}")
         return failures
 
-    async def _learn(self, due: Due, at: float, excluded: Sequence[Exclusion]) -> None:
+    async def _learn(self, due: Due, at: float, excluded: Sequence[Exclusion], seconds: float) -> None:
         mine = [one for one in excluded if not one.labels or _may_be_about(one, due.watch)]
-        learnt = await refresh(self._store, self._samples, due.watch, due.signal, self._detector, at, mine)
+        learnt = await refresh(self._store, self._samples, due.watch, due.signal, self._detector, at, mine, seconds)
         if learnt.pending:
             self._tried.pop(state_name(due.watch, due.signal), None)
         about = {"watch": due.watch.key, "signal": due.signal.name, "told": list(learnt.told)}
