@@ -86,3 +86,28 @@ async def play(runner_: Runner, experiment: Experiment) -> Experiment:
 
     ended: Experiment = await eventually(over, f"the end of {experiment}", 60)
     return ended
+
+
+def notes(body: kit.Json) -> dict[str, str]:
+    """What of an object's annotations is ours."""
+    found = body["metadata"].get("annotations") or {}
+    return {key: text for key, text in found.items() if key.startswith("kreflex.dev/")}
+
+
+async def injected(plane: ControlPlane, path_: str) -> kit.Json | None:
+    """The object, once something was injected into it."""
+    body = await plane.api.get(path_)
+    return body if "kreflex.dev/chaos-experiment" in notes(body) else None
+
+
+def home_policy() -> tuple[str, kit.Json]:
+    """A policy that lets chaos-runner work on what is in no namespace of its own."""
+    return (
+        "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies/chaos-home",
+        {
+            "apiVersion": "kreflex.dev/v1alpha1",
+            "kind": "ClusterRemediationPolicy",
+            "metadata": {"name": "chaos-home"},
+            "spec": {"mode": "Auto", "functions": [FUNCTION], "scope": {"namespaces": ["kreflex-system"]}},
+        },
+    )
