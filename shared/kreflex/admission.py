@@ -14,7 +14,7 @@ from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.guards import OPT_OUT
 from kreflex.leases import NAMESPACE as LEASES
 from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
-from kreflex.rights import HOME, Rights, all_rights, rbac, render
+from kreflex.rights import HOME, SCORER, Rights, all_rights, rbac, render
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON
 
@@ -256,11 +256,55 @@ def approvals() -> list[JSON]:
     )
 
 
+def anomalies() -> list[JSON]:
+    """Give the policy about anomalies: by them pods may be evicted, so nobody makes them up but who measures.
+
+    People say in their own names whether one was right.
+    """
+    rule = {
+        "apiGroups": [GROUP],
+        "apiVersions": ["*"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["anomalies", "anomalies/status"],
+        "scope": "Namespaced",
+    }
+    reads = f"authorizer.group('{GROUP}').resource('clusterremediationpolicies').check('list').allowed()"
+    scorer = f"variables.user.startsWith('{_ACCOUNT}') && variables.user.endsWith(':{SCORER}') && {reads}"
+    person = "!(['system:serviceaccounts', 'system:nodes', 'system:unauthenticated'].exists(g, g in variables.groups))"
+    return _bound(
+        f"anomalies.{GROUP}",
+        rule,
+        [],
+        {
+            "user": _user(),
+            "groups": "request.userInfo.?groups.orValue([])",
+            "scorer": scorer,
+            "says": "oldObject != null && object.spec.?feedback != oldObject.spec.?feedback",
+        },
+        [
+            _told(
+                "request.operation == 'UPDATE' && request.?subResource.orValue('') == '' || variables.scorer",
+                f"'only the account of {SCORER} writes anomalies and their status: pods may be evicted for them'",
+            ),
+            _told(
+                f"!variables.says || variables.scorer || {person}",
+                "'only people give feedback, and ' + variables.user + ' is none'",
+            ),
+            _told(
+                "!variables.says || variables.scorer || object.spec.?feedback.?by.orValue(variables.user) =="
+                " variables.user",
+                "'spec.feedback.by must be who asks: ' + variables.user + ', not ' + object.spec.feedback.by",
+            ),
+        ],
+    )
+
+
 def approver() -> JSON:
     """Give the ClusterRole for people who approve. Nobody gets it by being an admin of a namespace."""
     rules = [
         Rule(GROUP, resource, verb)
         for resource, verbs in (
+            ("anomalies", ("get", "list", "patch", "watch")),
             ("remediations", ("approve", "get", "list", "patch", "watch")),
             ("clusterremediationpolicies", ("get", "list", "watch")),
             ("remediationpolicies", ("get", "list", "watch")),
@@ -277,7 +321,10 @@ def approver() -> JSON:
 
 def files() -> dict[str, str]:
     """Give every file with its path below knative/."""
-    shared = {"admission/approvals.yaml": render([*approvals(), approver()])}
+    shared = {
+        "admission/anomalies.yaml": render(anomalies()),
+        "admission/approvals.yaml": render([*approvals(), approver()]),
+    }
     return {f"{rights.name}/admission.yaml": render(policy_of(rights)) for rights in all_rights()} | shared
 
 

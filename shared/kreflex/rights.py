@@ -85,9 +85,9 @@ def rights_of_waker(reflexes: Iterable[Reflex[Any]]) -> Rights:
 def rights_of_scorer() -> Rights:
     """Compute what anomaly-scorer needs: it reads what it is about, writes anomalies and keeps what it has learnt."""
     kept = (*watches.RBAC_TO_READ, *anomalies.RBAC, *store.RBAC)
-    # What became of the remediations that anomalies have led to.
-    verdicts = Rule(GROUP, "remediations", "list", "cluster")
-    return Rights(SCORER, (), (*kept, *targets.RBAC, *_CALLED, verdicts, *audit.RBAC))
+    # What became of the remediations that anomalies have led to, and what was broken on purpose.
+    others = tuple(Rule(GROUP, plural, "list", "cluster") for plural in ("remediations", "experiments"))
+    return Rights(SCORER, (), (*kept, *targets.RBAC, *_CALLED, *others, *audit.RBAC))
 
 
 def rights_of_chaos() -> Rights:
