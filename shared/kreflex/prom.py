@@ -134,10 +134,8 @@ def _warnings(content: bytes) -> tuple[str, ...]:
     at = content.find(_WARNINGS)
     if at < 0:
         return ()
-    try:
-        found, _ = json.JSONDecoder().raw_decode(content[at + len(_WARNINGS) - 1 :].decode())
-    except ValueError:
-        return ("it warns of something that can't be read",)
+    # The whole of it has been read as JSON before.
+    found, _ = json.JSONDecoder().raw_decode(content[at + len(_WARNINGS) - 1 :].decode())
     return tuple(str(one) for one in found)
 
 

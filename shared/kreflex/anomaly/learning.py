@@ -279,7 +279,8 @@ class _Course:
             self.told.append(f"how old its series are can't be asked, so all are taken for old: {error}")
             return [math.inf] * len(wanted)
         since = first.of([current.keys[row] for row in wanted])
-        return [float(age) for age in np.where(np.isfinite(since), self.tick - since, grid)]
+        # It may have been there for up to one step of the grid before.
+        return [float(age) for age in np.where(np.isfinite(since), self.tick - since, 0) + grid]
 
     async def _learnt(
         self, bundle: Bundle, current: Vector, rows: Sequence[int], age: float, limit: Vector | None
