@@ -78,8 +78,8 @@ def _alert(slo: Slo, alarm: Alarm) -> JSON:
         },
         "annotations": {
             "summary": f"The error budget of {slo} burns.",
-            "description": f"{slo} uses up its error budget {times}: {{{{ $value | humanizePercentage }}}} of its events"
-            f" fail, and {100 * slo.allowed:.4g}% may. Until it is over, Kreflex injects no faults.",
+            "description": f"{slo} uses up its error budget {times}: {{{{ $value | humanizePercentage }}}} of its"
+            f" events fail, and {100 * slo.allowed:.4g}% may. Until it is over, Kreflex injects no faults.",
         },
     }
 
