@@ -46,10 +46,8 @@ def test_what_is_read_is_what_was_written(rows: int, seed: int) -> None:
 def test_equal_states_are_equal_bytes_in_each_process() -> None:
     here = hashlib.sha256(encode(a_bundle(40))).hexdigest()
     code = "import hashlib, test_codec; print(hashlib.sha256(test_codec.encode(test_codec.a_bundle(40))).hexdigest())"
-    place = {"PYTHONPATH": os.path.dirname(__file__), "PYTHONHASHSEED": "7"}  # noqa: PTH120
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | place
-    )
+    place = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=place)
     assert done.stdout.strip() == here
 
 
