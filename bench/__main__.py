@@ -13,8 +13,8 @@ from typing import Any
 from bench import surroundings
 
 _SPEED = ("reflex", "cold-start", "memory", "duplicates", "irrelevant")
-NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain", "rollback")
-_OPTIONS = {"faults": ("only", "strikes"), "rollback": ("only", "verbose")}
+NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain", "rollback", "chaos")
+_OPTIONS = {"chaos": ("only",), "faults": ("only", "strikes"), "rollback": ("only", "verbose")}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -80,8 +80,8 @@ class Call:
         if _STATUS.match(line):
             phase: str = json.loads(self.body)["status"]["phase"]
             return phase
-        if _NODE.match(line):
-            return _node_step(json.loads(self.body).get("spec", {}))
+        if _NODE.match(line) and isinstance(patch := json.loads(self.body), dict):
+            return _node_step(patch.get("spec", {}))
         return next((name for name, pattern in _STEPS if pattern.match(line)), self._plain_step())
 
     def _plain_step(self) -> str:

@@ -31,7 +31,13 @@ def passes(expression: Expression, attributes: Mapping[str, str]) -> bool:
     return all(name in attributes and _TEXTS[dialect](attributes[name], text) for name, text in value.items())
 
 
+def is_told(function: str) -> bool:
+    """Whether a Trigger is shipped for a function."""
+    return (_TRIGGERS / f"{function}.yaml").exists()
+
+
 def shipped(function: str) -> tuple[Expression, ...]:
     """The filters of the Trigger that is shipped for a function, all of which an event has to pass."""
-    trigger = yaml.safe_load((_TRIGGERS / f"{function}.yaml").read_text())
+    documents = yaml.safe_load_all((_TRIGGERS / f"{function}.yaml").read_text())
+    (trigger,) = [one for one in documents if one["kind"] == "Trigger"]
     return tuple(trigger["spec"]["filters"])

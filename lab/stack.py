@@ -35,7 +35,8 @@ _WATCHED = (
     "daemonsets.v1.apps",
     "ingresses.v1.networking.k8s.io",
 )
-_RECORDS = ("remediations.v1alpha1.kreflex.dev",)
+_RECORDS = ("experiments.v1alpha1.kreflex.dev", "remediations.v1alpha1.kreflex.dev")
+_SCORED_EACH = 1.0
 _CLOCK: tuple[Expression, ...] = ({"exact": {"type": "dev.knative.sources.ping"}},)
 # Production's patience would make a demonstration of minutes. The waker asks the same question, so it hears the same.
 _PATIENCE = {"SILENT_AFTER": "15s", "WAIT_FOR_DATA": "30s"}
@@ -75,6 +76,7 @@ class Lab:
         options = Options(audit_reads=plan.audit_reads, detached=plan.detached, node_grace_seconds=grace)
         self.plane = ControlPlane(home, options)
         self.endpoints: dict[str, str] = {}
+        self._sink = ""
         self._tell = tell
         self._folders = functions.present() if plan.has("functions") else []
 
@@ -107,6 +109,9 @@ class Lab:
     async def _start_parts(self, paths: Mapping[str, Path], ports: Ports) -> None:
         # Who calls is started before who is called; so the functions' ports are chosen first.
         served = {folder: ports.take() for folder in self._folders}
+        relay = ports.take()
+        if self.plan.has("relay"):
+            self._sink = f"http://127.0.0.1:{relay}"
         urls = {folder: f"http://127.0.0.1:{port}" for folder, port in served.items()}
         if self.plan.has("kwok"):
             await self._part(f"{self.plan.nodes} nodes", nodes.start(self.plane, self.plan.nodes, paths["kwok"]))
@@ -117,7 +122,7 @@ class Lab:
             name = functions.kebab(folder)
             starting = functions.start(self.plane, folder, port, self._settings(folder, urls))
             self.endpoints[name] = await self._part(name, starting)
-        await self._start_senders(paths, ports, urls)
+        await self._start_senders(paths, relay, urls)
 
     async def _start_monitoring(self, paths: Mapping[str, Path], ports: Ports, urls: Mapping[str, str]) -> None:
         targets = {functions.kebab(folder): url for folder, url in urls.items()}
@@ -139,10 +144,11 @@ class Lab:
             )
             self.endpoints["prometheus"] = await self._part("Prometheus", starting)
 
-    async def _start_senders(self, paths: Mapping[str, Path], ports: Ports, urls: Mapping[str, str]) -> None:
+    async def _start_senders(self, paths: Mapping[str, Path], relay: int, urls: Mapping[str, str]) -> None:
         if self.plan.has("relay"):
-            subscribers = [Subscriber(name, url, filters=_told(name)) for name, url in _kebab(urls).items()]
-            starting = events.start_relay(self.plane, ports.take(), subscribers)
+            told = {name: url for name, url in _kebab(urls).items() if filters.is_told(name)}
+            subscribers = [Subscriber(name, url, filters=_told(name)) for name, url in told.items()]
+            starting = events.start_relay(self.plane, relay, subscribers)
             self.endpoints["relay"] = await self._part("relay", starting)
             self.endpoints["events"] = str(self.home.events)
         if self.plan.has("adapter") and "relay" in self.endpoints:
@@ -154,14 +160,21 @@ class Lab:
             await self._part("ApiServerSource", starting_adapter)
         if self.plan.has("ticker") and functions.WAKER in urls:
             await self._part("ticker", events.start_ticker(self.plane, urls[functions.WAKER], self.plan.tick_seconds))
+        if self.plan.has("ticker") and functions.SCORER in urls:
+            # Watches for anomalies may have an interval of a second here.
+            starting_clock = events.start_ticker(self.plane, urls[functions.SCORER], _SCORED_EACH, "scorer-ticker")
+            await self._part("ticker of anomaly-scorer", starting_clock)
 
     def _settings(self, folder: str, urls: Mapping[str, str]) -> dict[str, str]:
         settings = {**_PATIENCE, **self.plan.function_settings}
         if "prometheus" in self.endpoints:
             settings["PROMETHEUS_URL"] = self.endpoints["prometheus"]
         if folder == functions.WAKER:
-            others = [f"{functions.kebab(one)}={url}" for one, url in urls.items() if one != functions.WAKER]
-            settings["FUNCTIONS"] = ",".join(others)
+            settings["FUNCTIONS"] = ",".join(f"{functions.kebab(one)}={urls[one]}" for one in functions.asked(urls))
+        if folder == functions.SCORER:
+            settings |= {"K_SINK": self._sink, "ALERTMANAGER_URL": self.endpoints.get("alertmanager", "")}
+            # A sink that does not answer must not keep ticks for long that are a second apart.
+            settings["TIME_BUDGET"] = "8s"
         return settings
 
     async def _part(self, name: str, starting: Awaitable[T]) -> T:

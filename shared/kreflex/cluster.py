@@ -234,6 +234,11 @@ class Reader:
         self._namespaces = namespaces
         self._shared: dict[str, tuple[float, asyncio.Task[Any]]] = {}
 
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The only namespaces that are looked after; empty for all."""
+        return self._namespaces
+
     def now(self) -> datetime:
         """Tell the API server's time."""
         return self._transport.clock.now()

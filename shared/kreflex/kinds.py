@@ -32,7 +32,8 @@ _VERSIONS = {
     "flagger.app": "v1beta1",
 }
 _REMEMBERED = {("kreflex.dev", "ReleaseHistory"): "releasehistories", ("kreflex.dev", "Anomaly"): "anomalies"}
-_SERVED = {**OWNING, **SHARING, **_REMEMBERED}
+_BROKEN = {("kreflex.dev", "Experiment"): "experiments"}
+_SERVED = {**OWNING, **SHARING, **_REMEMBERED, **_BROKEN}
 # The API version that a kind is read in, where an event or an alert names just the kind.
 TOLD = {kind: f"{group}/{_VERSIONS[group]}" for group, kind in (*RELEASED, *SHARING)}
 OWNERS = tuple(Rule(group, plural, "get") for (group, _), plural in OWNING.items())

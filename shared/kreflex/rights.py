@@ -84,15 +84,16 @@ def rights_of_waker(reflexes: Iterable[Reflex[Any]]) -> Rights:
 
 def rights_of_scorer() -> Rights:
     """Compute what anomaly-scorer needs: it reads what it is about, writes anomalies and keeps what it has learnt."""
-    kept = (*watches.RBAC_TO_READ, *anomalies.RBAC, *store.RBAC)
+    kept = (*watches.RBAC, *anomalies.RBAC, *store.RBAC)
     # What became of the remediations that anomalies have led to, and what was broken on purpose.
     others = tuple(Rule(GROUP, plural, "list", "cluster") for plural in ("remediations", "experiments"))
     return Rights(SCORER, (), (*kept, *targets.RBAC, *_CALLED, *others, *audit.RBAC))
 
 
-def rights_of_chaos() -> Rights:
+def rights_of_chaos(*, namespaced: bool = False) -> Rights:
     """Compute what chaos-runner needs: its faults, which admission holds to what has opted in, and its experiments."""
-    return Rights(CHAOS, chaos.ACTS, (*chaos.REST, *_CALLED, *guards.RBAC, *audit.RBAC))
+    acts = tuple(rule for rule in chaos.ACTS if rule.where != "cluster" or not namespaced)
+    return Rights(CHAOS, acts, (*chaos.REST, *_CALLED, *guards.RBAC, *audit.RBAC))
 
 
 def actions_of(reflex: Reflex[Any]) -> list[type[Action]]:
@@ -108,7 +109,7 @@ def _alternatives(reflex: Reflex[Any], name: str) -> tuple[Any, ...]:
 def all_rights(*, namespaced: bool = False) -> list[Rights]:
     """Compute the rights of every function of this checkout, or of those that fit into namespaces; the waker's last."""
     reflexes = [reflex for name in _deciding() if in_namespaces(reflex := _loaded(name)) or not namespaced]
-    others = (rights_of_scorer(), rights_of_chaos(), rights_of_waker(reflexes))
+    others = (rights_of_scorer(), rights_of_chaos(namespaced=namespaced), rights_of_waker(reflexes))
     return [*(rights_of(reflex) for reflex in reflexes), *others]
 
 

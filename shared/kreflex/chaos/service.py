@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from kreflex import trace
 from kreflex.audit import log
-from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
+from kreflex.chaos.experiments import API, FINAL, KIND, Experiment, read_experiment
 from kreflex.chaos.news import FINISHED, SOURCE, finished
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
@@ -29,7 +29,7 @@ _MOST = 100
 async def due(world: World) -> AsyncIterator[JSON]:
     """Name the experiments that chaos-runner should look at now: one list, for the waker."""
     now = world.now()
-    async for body in world.cluster.list_served(path()):
+    async for body in world.cluster.everywhere(API, KIND):
         experiment = read_experiment(body)
         if experiment.due(now):
             yield {"namespace": experiment.namespace, "name": experiment.name}
