@@ -97,8 +97,8 @@ def _served(kind: str) -> tuple[str, str, str]:
     return resource, version or "v1", group
 
 
-async def start_ticker(plane: ControlPlane, url: str, seconds: float = 2.0) -> None:
-    """Start to wake the waker as a PingSource would."""
+async def start_ticker(plane: ControlPlane, url: str, seconds: float = 2.0, name: str = "ticker") -> None:
+    """Start to wake a function as a PingSource would."""
     token = await callers.issue(plane, "ticker")
     command = processes.python("lab.ticker", url, f"--seconds={seconds}", f"--token-file={token}")
-    plane.start_child("ticker", command, environment=processes.importable())
+    plane.start_child(name, command, environment=processes.importable())

@@ -1,6 +1,7 @@
 """Starts Kreflex' functions as Knative would in a cluster: each with the rights of its own ServiceAccount."""
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from lab import callers, manifests, processes
@@ -9,6 +10,7 @@ from lab.paths import REPOSITORY
 
 NAMESPACE = "kreflex-system"
 WAKER = "waker"
+SCORER = "anomaly_scorer"
 _KNATIVE = REPOSITORY / "knative"
 _POLICY = REPOSITORY / "lab" / "policy.yaml"
 
@@ -19,6 +21,11 @@ def present() -> list[str]:
         return []
     found = sorted(file.parent.name for file in (REPOSITORY / "functions").glob("*/main.py"))
     return sorted(found, key=lambda name: name == WAKER)
+
+
+def asked(folders: Iterable[str]) -> list[str]:
+    """Those of these functions that the waker asks what they would find, and calls."""
+    return [folder for folder in folders if folder not in {WAKER, SCORER}]
 
 
 def kebab(folder: str) -> str:
@@ -54,8 +61,8 @@ async def start(plane: ControlPlane, folder: str, port: int, environment: dict[s
         **callers.SETTINGS,
         **environment,
     }
-    if folder == WAKER:
-        settings["TOKEN_FILE"] = str(await callers.issue(plane, WAKER, NAMESPACE))
+    if folder in {WAKER, SCORER}:
+        settings["TOKEN_FILE"] = str(await callers.issue(plane, name, NAMESPACE))
     command: list[str | Path] = [*processes.python("kreflex", folder)]
     child = plane.start_child(name, command, environment=settings | processes.importable(), url=f"{url}/readyz")
     await child.ready(processes.answers(f"{url}/readyz"))

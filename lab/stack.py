@@ -39,7 +39,7 @@ _RECORDS = ("experiments.v1alpha1.kreflex.dev", "remediations.v1alpha1.kreflex.d
 _SCORED_EACH = 1.0
 _CLOCK: tuple[Expression, ...] = ({"exact": {"type": "dev.knative.sources.ping"}},)
 # Production's patience would make a demonstration of minutes. The waker asks the same question, so it hears the same.
-_PATIENCE = {"SILENT_AFTER": "15s", "WAIT_FOR_DATA": "30s"}
+_PATIENCE = {"SILENT_AFTER": "15s", "WAIT_FOR_DATA": "30s", "PROBE_HOSTS": "127.0.0.1"}
 
 
 @dataclass(frozen=True)

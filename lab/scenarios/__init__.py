@@ -16,7 +16,7 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops", "bad-canary")
+NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops", "bad-canary", "leak", "game-day")
 _TAGS = "takes the lab's images, whose tags say what is wrong with them"
 # What a cluster of yours is not made for.
 _LAB_ONLY = {
@@ -24,6 +24,7 @@ _LAB_ONLY = {
     "bad-release": _TAGS,
     "bad-release-gitops": _TAGS,
     "bad-canary": "takes the lab's Prometheus",
+    "leak": "takes what the lab's Prometheus is told of memory",
 }
 KINDS = ("deployment", "statefulset", "daemonset", "helm", "rollout")
 

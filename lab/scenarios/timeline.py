@@ -15,6 +15,7 @@ from lab.errors import LabError
 
 _COLOURS = {
     "fault": "red",
+    "anomaly": "red",
     "event": "cyan",
     "alert": "cyan",
     "waker": "cyan",
@@ -33,7 +34,20 @@ _COLOURS = {
 }
 # What happens in one look of the watch is told in the order of the arc.
 _ORDER = (
-    *("fault", "lifecycle", "event", "alert", "waker", "decision", "guards", "acting", "audit", "step", "action"),
+    *(
+        "fault",
+        "lifecycle",
+        "anomaly",
+        "event",
+        "alert",
+        "waker",
+        "decision",
+        "guards",
+        "acting",
+        "audit",
+        "step",
+        "action",
+    ),
     *("karpenter", "node", "pod", "pods", "verdict"),
 )
 

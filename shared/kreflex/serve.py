@@ -51,6 +51,9 @@ REFLEXES: dict[str, Reflex[Any]] = {}
 # Functions that look after objects of their own: each names what is due, so that the waker calls it.
 ERRANDS: dict[str, Callable[[World], AsyncIterator[JSON]]] = {}
 
+# What a clock wakes, beside the waker: `python -m kreflex.once` does the same without a server.
+CLOCKED: dict[str, Callable[[Reader, Writer], Callable[[Delivery], Awaitable[Response]]]] = {}
+
 _TOLD = 50
 # A request more is told to come again. Each may hold a body of 32 MiB.
 _MOST_REQUESTS = 200
@@ -151,6 +154,7 @@ def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str
 
     core = CoreSettings.from_environment()
     opened = Doors(core, detector, state_store, sink, alertmanagers, **terms)
+    CLOCKED["anomaly-scorer"] = opened.handler
 
     def made() -> Service:
         transport = Transport(load_credentials())

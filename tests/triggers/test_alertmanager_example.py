@@ -56,6 +56,7 @@ def test_the_stock_rules_about_workloads_wake_the_function_for_releases_and_peop
         ("canary-aborter", {"canary-aborter"}),
         ("rollback,canary-aborter", {"rollback", "canary-aborter"}),
         ("canary-aborter,rollback", {"rollback", "canary-aborter"}),
+        ("anomaly-scorer", {"anomaly-scorer"}),
         ("not-rollback", set()),
     ],
 )
@@ -79,6 +80,16 @@ def test_the_stock_rules_about_nodes_wake_the_function_for_nodes_and_people(amto
     assert len(about_nodes) > 4
     for name in (*about_nodes, "KubeletDown", "NodeRAIDDegraded"):
         assert receivers(amtool, name, node="node-1") == {"node-replacer", "people"}, name
+
+
+def test_an_anomaly_wakes_the_function_that_its_watch_names_and_people(amtool: Path) -> None:
+    told = {"kind": "Pod", "pod": "cart-1", "severity": "critical", "watch": "kreflex-system/pods"}
+    assert receivers(amtool, "KreflexAnomaly", **told, remediation="restart-loop-killer") == {
+        "restart-loop-killer",
+        "people",
+    }
+    assert receivers(amtool, "KreflexAnomaly", **told) == {"people"}
+    assert receivers(amtool, "SomethingElse", **told, remediation="restart-loop-killer") == {"people"}
 
 
 def test_other_alerts_are_for_people_only(amtool: Path) -> None:
