@@ -215,8 +215,8 @@ class Anomalies:
         self._reader = reader
         self._writer = writer
 
-    async def open(self, spec: AnomalySpec, home: str, before: str) -> Anomaly:
-        """Make an episode's Anomaly, or read the one that another replica has just made."""
+    async def open(self, spec: AnomalySpec, home: str, before: str) -> tuple[Anomaly, bool]:
+        """Make an episode's Anomaly, or read the one that another replica has just made; whether it is new."""
         name, namespace = anomaly_name(spec.class_, spec.target, before), place_of(spec.target, home)
         labels = {CLASS: spec.class_, TARGET: spec.target.uid[:63], WATCH: label_of(spec.watch)}
         body: JSON = {
@@ -226,12 +226,12 @@ class Anomalies:
             "spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
         try:
-            return read_anomaly(await self._writer.create(_path(namespace), body))
+            return read_anomaly(await self._writer.create(_path(namespace), body)), True
         except ConflictError:
             found = await self._reader.get(_path(namespace, name))
         if found is None:
             raise GoneError(f"{KIND} {namespace}/{name} was deleted at this moment", 404)
-        return _readable(found)
+        return _readable(found), False
 
     async def get(self, namespace: str, name: str) -> Anomaly | None:
         """Read one, or None."""

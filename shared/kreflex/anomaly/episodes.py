@@ -114,6 +114,13 @@ def ended(anomaly: Anomaly, state: State, tick: Tick) -> AnomalyStatus | None:
     return over(anomaly, tick.at, because)
 
 
+def dismissed(anomaly: Anomaly, tick: Tick) -> AnomalyStatus | None:
+    """Give the status of one that somebody has dismissed, and that is not beyond its new threshold."""
+    if anomaly.status.feedback != "dismissed":
+        return None
+    return over(anomaly, tick.at, f"dismissed by {anomaly.status.feedback_by}")
+
+
 def over(anomaly: Anomaly, at: datetime, because: str) -> AnomalyStatus:
     """Give the status of one that is over."""
     old = anomaly.status

@@ -176,6 +176,8 @@ class Reconciler:
         judged = []
         for one in await targets.above(self._reader, pods) if len(pods) > 1 else ():
             target = one.found.target
+            if not (target.namespace or round_.watch.home):
+                continue
             place = Place(target.kind, target.namespace, target.name)
             below = {pod: by_place[pod] for pod in one.below}
             judgements = agreement.above(place, one.pods, below, round_.watch.spec.agreement, round_.now)
@@ -202,10 +204,13 @@ class Reconciler:
         spec = AnomalySpec(watch=round_.watch.key, target=target, class_=judgement.class_, since=round_.now)
         before = episodes.before(now.values(), judgement.class_, target.uid)
         try:
-            anomaly = await self._objects.open(spec, self._home, before)
+            anomaly, new = await self._objects.open(spec, self._home, before)
         except GoneError:
             return None
-        log.info("anomaly.opened", anomaly=str(anomaly), watch=round_.watch.key, summary=episodes.summary(judgement))
+        if new:
+            log.info(
+                "anomaly.opened", anomaly=str(anomaly), watch=round_.watch.key, summary=episodes.summary(judgement)
+            )
         return anomaly
 
     async def _end(
@@ -223,7 +228,7 @@ class Reconciler:
             if not anomaly.open or (anomaly.spec.target.uid, family) in matched or (overflowing and family == STORM):
                 continue
             state = round_.state(anomaly, simmering, found)
-            status = episodes.ended(anomaly, state, round_.tick)
+            status = episodes.dismissed(anomaly, round_.tick) or episodes.ended(anomaly, state, round_.tick)
             if status is None and state == "seen":
                 status = episodes.still(anomaly, round_.tick)
             if status is not None:

@@ -29,10 +29,10 @@ from kreflex.anomaly.states import Due, Knowledge, experiments, incidents
 from kreflex.anomaly.store import Store
 from kreflex.anomaly.svg import sparkline
 from kreflex.anomaly.telling import Teller
-from kreflex.anomaly.watches import Signal, Watch, Watches, read_watches
+from kreflex.anomaly.watches import Signal, Watch, Watches, read_watches, report
 from kreflex.audit import log
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import ConflictError, GoneError, KreflexError, UnavailableError
+from kreflex.errors import ConflictError, GoneError, KreflexError, QueryError, UnavailableError
 from kreflex.records import API
 from kreflex.signals import NodeSignal, PodSignal, WorkloadSignal
 from kreflex.signals import Signal as Told
@@ -44,8 +44,8 @@ _SETTLE = 5.0
 _LOOKS = 20
 _VERDICTS_EACH = 600.0
 _FORGET_EACH = 3600.0
-# What is left for the answer, when the slow path begins with another state.
-_LAST = 5.0
+# This share of the time is left for the answer, when the slow path begins with another state.
+_LAST = 0.2
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Scorer:
         terms: Terms,
     ) -> None:
         self._reader = reader
+        self._writer = writer
         self._samples = samples
         self._store = store
         self._detector = detector
@@ -117,7 +118,7 @@ class Scorer:
     async def _declared(self) -> Watches:
         watches = await read_watches(self._reader, self._terms.home)
         for broken in watches.broken:
-            log.warning("watch.broken", watch=f"{broken.namespace}/{broken.name}", because=broken.problem)
+            await report(broken, broken.problem, self._writer)
         return watches
 
     async def _known(self) -> dict[str, list[Anomaly]]:
@@ -148,6 +149,9 @@ class Scorer:
             else:
                 scored[signal.name] = answer[0]
                 learn += [answer[1]] if answer[1] else []
+        if not any(isinstance(one, UnavailableError) and not isinstance(one, QueryError) for one in answers):
+            problem = "; ".join(f"signal {name}: {text}" for name, text in failed.items())
+            await report(watch, problem, self._writer)
         round_ = Round(watch, at, self._model, self._detector.window, scored, failed, known)
         if scored:
             # By nothing that could be read, nothing is opened or resolved.
@@ -246,7 +250,9 @@ class Scorer:
                 try:
                     excluded = incidents(round_.watch, round_.known, round_.now)
                     excluded += await experiments(self._reader, round_.watch, round_.now)
-                    failures += await self._states.learn(mine, round_.at, excluded, deadline - _LAST)
+                    failures += await self._states.learn(
+                        mine, round_.at, excluded, deadline - _LAST * self._terms.budget.total_seconds()
+                    )
                 except UnavailableError as error:
                     failures.append(f"{round_.watch.key} was not learnt: {error}")
         return failures

@@ -23,6 +23,8 @@ _SERVED = {
     "DaemonSet": ("apps/v1", "/apis/apps/v1", "daemonsets"),
 }
 _AT_ONCE = 8
+# Two may be on one node by chance.
+_OF_A_NODE = 3
 RBAC = (
     Rule("", "pods", "get"),
     Rule("", "pods", "list", "cluster"),
@@ -109,7 +111,7 @@ async def above(reader: Reader, found: Iterable[Found]) -> list[Above]:
     nodes = [
         await _node(reader, name, pods)
         for name, pods in sorted(of_node.items())
-        if len(pods) > 1 < len(owners_on[name])
+        if len(pods) >= _OF_A_NODE and len(owners_on[name]) > 1
     ]
     return [*workloads, *(one for one in nodes if one is not None)]
 
