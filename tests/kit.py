@@ -23,7 +23,7 @@ from lab.toolchain import Toolchain
 Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 FAULT, SPEED = "lab.kreflex.dev/fault", "lab.kreflex.dev/speed"
-FUNCTIONS = ("node-replacer", "restart-loop-killer", "rollback", "waker")
+FUNCTIONS = ("anomaly-scorer", "node-replacer", "restart-loop-killer", "rollback", "waker")
 REMEDIATIONS = "/apis/kreflex.dev/v1alpha1/remediations"
 
 

@@ -13,9 +13,12 @@ from typing import Any
 import yaml
 
 from kreflex import budgetstatus
+from kreflex.anomaly import watches
 from kreflex.anomaly.anomalies import AnomalySpec, AnomalyStatus
+from kreflex.anomaly.watches import HISTORY, INTERVAL, LEAST_SAMPLES, WatchSpec, WatchStatus
 from kreflex.budgetstatus import BudgetStatusSpec
 from kreflex.chaos.experiments import ExperimentSpec, ExperimentStatus
+from kreflex.durations import show_duration
 from kreflex.histories import KIND, PLURAL, HistorySpec
 from kreflex.parts import Part
 from kreflex.policy import GROUP, VERSION, PolicySpec
@@ -61,6 +64,19 @@ _PROOF_RULE = {
     f" >= duration(has(self.proof) ? self.proof : '{_DEFAULTS['proof']}')",
     "message": "proveWithin must not be shorter than proof",
 }
+
+
+_WATCH_DEFAULTS = {"history": show_duration(HISTORY), "interval": show_duration(INTERVAL)}
+_SECONDS = {
+    name: f"duration(has(self.{name}) ? self.{name} : '{default}').getSeconds()"
+    for name, default in _WATCH_DEFAULTS.items()
+}
+_WATCHED: list[JSON] = [
+    {
+        "rule": f"{_SECONDS['history']} >= {LEAST_SAMPLES} * {_SECONDS['interval']}",
+        "message": f"history must be {LEAST_SAMPLES} intervals at least",
+    },
+]
 
 
 def structural(model: type[Part]) -> JSON:
@@ -233,6 +249,31 @@ def anomaly() -> JSON:
     )
 
 
+def watch() -> JSON:
+    """Give the CRD of what is watched for anomalies."""
+    spec = structural(WatchSpec)
+    spec["properties"]["signals"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    spec["properties"]["remediations"] |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["class"]}
+    spec["properties"]["siblings"] |= {"x-kubernetes-list-type": "set"}
+    columns = [
+        _column("Kind", ".spec.target.kind"),
+        _column("Signals", ".spec.signals[*].name"),
+        _column("Interval", ".spec.interval"),
+        _column("Age", ".metadata.creationTimestamp", kind="date"),
+        _column("Problem", ".status.problem"),
+    ]
+    status = structural(WatchStatus)
+    return crd(
+        watches.KIND,
+        watches.PLURAL,
+        "anomwatch",
+        {**spec, "x-kubernetes-validations": _WATCHED},
+        namespaced=True,
+        status=status,
+        additionalPrinterColumns=columns,
+    )
+
+
 def budgets() -> JSON:
     """Give the CRD of what the cluster knows of its error budgets."""
     columns = [_column("Observed", ".spec.observedAt", kind="date"), _column("Fresh until", ".spec.freshUntil")]
@@ -273,6 +314,7 @@ def all_crds() -> dict[str, JSON]:
     return {
         "remediations.yaml": remediation(),
         "anomalies.yaml": anomaly(),
+        "anomalywatches.yaml": watch(),
         "errorbudgetstatuses.yaml": budgets(),
         "releasehistories.yaml": history(),
         "experiments.yaml": experiment(),

@@ -5,18 +5,29 @@ Nothing here needs numpy. One that can't be used is told of, and skips only itse
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from kreflex.anomaly.words import AnomalyClass, SignalKind
-from kreflex.cluster import Reader
-from kreflex.durations import PATTERN, Duration, parse_duration
+from kreflex.audit import log
+from kreflex.cluster import Reader, Writer
+from kreflex.durations import PATTERN, Duration, parse_duration, show_duration
+from kreflex.errors import ConflictError, KreflexError
 from kreflex.parts import Part
 from kreflex.policy import GROUP
 from kreflex.records import API
@@ -26,23 +37,36 @@ from kreflex.views import JSON
 KIND, PLURAL = "AnomalyWatch", "anomalywatches"
 TargetKind = Literal["Pod", "Node", "Deployment", "StatefulSet", "DaemonSet", "Service"]
 RBAC_TO_READ = (Rule(GROUP, PLURAL, "list", "cluster"),)
+# Its Event is written under the rule that all functions have.
+RBAC = (*RBAC_TO_READ, Rule(GROUP, f"{PLURAL}/status", "patch", "cluster", fields=("status",)))
+_PROBLEM = 1000
+
+INTERVAL, HISTORY = timedelta(minutes=1), timedelta(days=7)
+LEAST_SAMPLES = 60
 
 _LABEL = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
 _QUERY = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
-def _between(least: str, most: str) -> WithJsonSchema:
-    rule = {
-        "rule": f"duration(self) >= duration('{least}') && duration(self) <= duration('{most}')",
-        "message": f"must be {least} at least, and {most} at most",
-    }
+def _within(least: timedelta, most: timedelta) -> tuple[AfterValidator, WithJsonSchema]:
+    shortest, longest = show_duration(least), show_duration(most)
+    message = f"must be {shortest} at least, and {longest} at most"
+
+    def check(given: timedelta) -> timedelta:
+        if not least <= given <= most:
+            raise ValueError(message)
+        return given
+
+    rule = f"duration(self) >= duration('{shortest}') && duration(self) <= duration('{longest}')"
     text = {"type": "string", "pattern": PATTERN, "minLength": 2, "maxLength": 20}
-    return WithJsonSchema({**text, "x-kubernetes-validations": [rule]})
+    return AfterValidator(check), WithJsonSchema(
+        {**text, "x-kubernetes-validations": [{"rule": rule, "message": message}]}
+    )
 
 
-Interval = Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(hours=1)), _between("1s", "1h")]
-History = Annotated[Duration, Field(ge=timedelta(minutes=10), le=timedelta(days=28)), _between("10m", "672h")]
-Horizon = Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=7)), _between("1m", "168h")]
+Interval = Annotated[Duration, *_within(timedelta(seconds=1), timedelta(hours=1))]
+History = Annotated[Duration, *_within(timedelta(minutes=10), timedelta(days=28))]
+Horizon = Annotated[Duration, *_within(timedelta(minutes=1), timedelta(days=7))]
 
 
 class Pointer(Part):
@@ -91,7 +115,7 @@ class WatchSpec(Part):
     siblings: tuple[_LABEL, ...] = Field(
         (), max_length=10, description="Labels that are the same for series which are expected to be alike."
     )
-    history: History = Field(parse_duration("168h"), description="What is learnt from.")
+    history: History = Field(HISTORY, description="What is learnt from.")
     horizon: Horizon = Field(parse_duration("4h"), description="How far an exhaustion is foretold.")
     signals: tuple[Signal, ...] = Field(min_length=1, max_length=20)
     remediations: tuple[Led, ...] = Field((), max_length=11)
@@ -102,6 +126,21 @@ class WatchSpec(Part):
         if len(set(names)) < len(names):
             raise ValueError("signals must have different names")
         return self
+
+    @model_validator(mode="after")
+    def _history_suffices(self) -> WatchSpec:
+        if self.history < LEAST_SAMPLES * self.interval:
+            raise ValueError(f"history must be {LEAST_SAMPLES} intervals at least")
+        return self
+
+
+class WatchStatus(Part):
+    """What anomaly-scorer says of the watch."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    observed_generation: int = Field(0, ge=0)
+    problem: str = Field("", max_length=_PROBLEM, description="Why it, or one of its signals, can't be used.")
 
 
 @dataclass(frozen=True)
@@ -114,6 +153,7 @@ class Watch:
     generation: int
     spec: WatchSpec
     home: bool = True
+    status: WatchStatus | None = None
 
     @property
     def key(self) -> str:
@@ -156,6 +196,7 @@ class Broken:
     uid: str
     generation: int
     problem: str
+    status: WatchStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -178,14 +219,61 @@ def read_watch(body: JSON, home: str = "kreflex-system") -> Watch | Broken:
     """Read one AnomalyWatch, of the cluster or of a file."""
     meta = body["metadata"]
     who = (meta.get("namespace", home), meta["name"], meta.get("uid", ""), meta.get("generation", 0))
+    status = _status(body)
     try:
         spec = WatchSpec.model_validate(body.get("spec") or {})
     except ValidationError as error:
-        return Broken(*who, "; ".join(_sentence(fault["loc"], fault["msg"]) for fault in error.errors()))
+        return Broken(*who, "; ".join(_sentence(fault["loc"], fault["msg"]) for fault in error.errors()), status)
     at_home = who[0] == home
     if spec.target.kind == "Node" and not at_home:
-        return Broken(*who, f"spec.target.kind: nodes are watched from namespace {home} only")
-    return Watch(*who, spec, at_home)
+        return Broken(*who, f"spec.target.kind: nodes are watched from namespace {home} only", status)
+    return Watch(*who, spec, at_home, status)
+
+
+async def report(one: Watch | Broken, problem: str, writer: Writer) -> None:
+    """Tell on the watch itself, once, what is wrong with it; "" if nothing is. What can't be told is logged."""
+    problem = problem[:_PROBLEM]
+    status = WatchStatus(observed_generation=one.generation, problem=problem)
+    if one.status == status:
+        return
+    named = f"{one.namespace}/{one.name}"
+    if problem:
+        log.warning("watch.broken", watch=named, because=problem)
+    path = f"/apis/{API}/namespaces/{one.namespace}/{PLURAL}/{one.name}/status"
+    try:
+        # First the Event: until the status is written, it is told again, as the same Event.
+        if problem:
+            await _announce(one, problem, writer)
+        await writer.merge(path, {"status": status.model_dump(mode="json", by_alias=True)})
+    except KreflexError as error:
+        log.warning("watch.not_told", watch=named, error=str(error))
+
+
+async def _announce(one: Watch | Broken, problem: str, writer: Writer) -> None:
+    digest = hashlib.sha256(f"{one.uid}/{one.generation}/{problem}".encode()).hexdigest()[:10]
+    regarding = {"apiVersion": API, "kind": KIND, "namespace": one.namespace, "name": one.name, "uid": one.uid}
+    body: JSON = {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": f"{one.name[:200]}.{digest}", "namespace": one.namespace},
+        "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": f"{GROUP}/anomaly-scorer",
+        "reportingInstance": "anomaly-scorer",
+        "action": "Watch",
+        "reason": "WatchCannotBeUsed",
+        "type": "Warning",
+        "note": problem[:_PROBLEM],
+        "regarding": regarding,
+    }
+    with contextlib.suppress(ConflictError):
+        await writer.create(f"/apis/events.k8s.io/v1/namespaces/{one.namespace}/events", body)
+
+
+def _status(body: JSON) -> WatchStatus | None:
+    try:
+        return WatchStatus.model_validate(body["status"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def _sentence(place: tuple[int | str, ...], message: str) -> str:
