@@ -13,6 +13,7 @@ from kreflex import (
     BACK_FROM,
     BACK_TO,
     CUT_OFF,
+    HELD_UP,
     Ailment,
     Defer,
     Elsewhere,
@@ -21,6 +22,7 @@ from kreflex import (
     Findings,
     ForgetSuspension,
     Held,
+    HoldUp,
     Ineffective,
     Limits,
     Manager,
@@ -60,6 +62,7 @@ from kreflex import (
     helm_source,
     helm_way_back,
     helm_went,
+    hold_up,
     is_released,
     judge,
     last_healthy,
@@ -224,12 +227,23 @@ def untold(release: Untold, signal: PodSignal | WorkloadSignal, world: World) ->
     return Skip(release.because)
 
 
-async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
-    """Begin with a release that fails because of its change."""
-    release, now = trouble.release, trouble.world.now()
+async def begin(trouble: Trouble) -> ByGit | EvictStuck | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
+    """Begin with a release that fails because of its change, or that can't even begin."""
+    release = trouble.release
+    found = findings(release, trouble.limits, trouble.world.now())
+    freed = free(trouble, hold_up(release, found))
+    if freed is not None:
+        return freed
     if trouble.episode != trouble.present:
         return Skip(f"{release.current} has been released since")
-    found = findings(release, trouble.limits, now)
+    return await look_at(trouble, found)
+
+
+async def look_at(
+    trouble: Trouble, found: Findings
+) -> ByGit | ForgetSuspension | RevertTemplate | RollBackHelm | Remember:
+    """See whether what fails of a release is its change's fault, and choose the way back."""
+    release, now = trouble.release, trouble.world.now()
     if found.none and not found.early:
         found = replace(found, errors=await errors(trouble))
     if found.none and not found.early and not release.stuck:
@@ -246,6 +260,31 @@ async def begin(trouble: Trouble) -> ByGit | ForgetSuspension | RevertTemplate |
     if isinstance(judged, Undecided) and trouble.signal.recorded:
         return Defer(judged.because, judged.until, trouble.episode, trouble.workload)
     return Skip(judged.because)
+
+
+def free(trouble: Trouble, older: HoldUp | None) -> EvictStuck | Refuse | Skip | None:
+    """Take away the pod of an older version that a StatefulSet waits for, if that version was never well.
+
+    It is a remediation of its own: what becomes of the present version after it, is looked at then.
+    """
+    begun, done = trouble.episode.startswith(HELD_UP), any(step.note != CUT_OFF for step in took(trouble, EvictStuck))
+    if trouble.signal.recorded and not begun:
+        return None
+    if older is None or done or (begun and older.episode != trouble.episode):
+        return Skip("it waits for no pod of an older version any more") if begun else None
+    maker = trouble.workload.controller
+    spared = f"{trouble.workload.ref} is made by {maker}" if maker is not None else older.spared
+    if spared:
+        told = f"{older.story}. It is not evicted, for {spared}; if it is not needed: {older.by_hand}"
+        return Refuse(told, "HeldUp", timedelta(minutes=10), older.episode, trouble.workload)
+    names = ", ".join(pod.ref.name for pod in older.pods)
+    return EvictStuck(
+        because=f"{older.story}; that version was never well",
+        release=trouble.release,
+        pods=older.pods,
+        episode=older.episode,
+        course=f"evict {names}, for which {named(trouble.release.current)} waits",
+    )
 
 
 async def into_an_outage(trouble: Trouble, failing: Failing) -> Refuse | None:

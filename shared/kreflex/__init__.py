@@ -35,6 +35,7 @@ from kreflex.gitactions import ProposeRevert, PushRevert, RequestSync, WayInGit,
 from kreflex.gitops import SYNC_SUSPENDED, Manager, manager_of, source_of
 from kreflex.helm import Held, Undo, helm_source, helm_way_back
 from kreflex.helmactions import RollBackHelm, helm_went
+from kreflex.holdups import HELD_UP, HoldUp, hold_up
 from kreflex.kinds import is_released
 from kreflex.machines import Backing, DeleteMachine, DeleteNodeClaim, Machine, Nobody, NodeClaim, machine_of
 from kreflex.mends import EndRemediation, MakeRemediation, remediation_of
@@ -62,6 +63,7 @@ __all__ = [
     "BACK_FROM",
     "BACK_TO",
     "CUT_OFF",
+    "HELD_UP",
     "MARK",
     "OUT_OF_SERVICE",
     "PRESSURES",
@@ -94,6 +96,7 @@ __all__ = [
     "ForgetSuspendedShares",
     "ForgetSuspension",
     "Held",
+    "HoldUp",
     "Inconclusive",
     "Ineffective",
     "Limits",
@@ -175,6 +178,7 @@ __all__ = [
     "helm_source",
     "helm_way_back",
     "helm_went",
+    "hold_up",
     "is_released",
     "judge",
     "last_healthy",

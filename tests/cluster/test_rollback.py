@@ -170,6 +170,45 @@ async def test_a_version_whose_pods_crash_after_the_release_was_complete_is_roll
     assert image_of(await shop.read(kind)).endswith(":1")
 
 
+async def held_up_by_another(shop: Shop, tag: str) -> None:
+    """Release a version of a StatefulSet over one whose first pod is never ready, and which it waits for."""
+    await shop.open("StatefulSet")
+    await shop.release("2-unready", "StatefulSet")
+
+    async def made() -> bool:
+        found = await shop.here.pods("shop")
+        pods = [one for one in found if one["spec"]["containers"][0]["image"].endswith(":2-unready")]
+        return any(one["status"].get("phase") == "Running" for one in pods)
+
+    await eventually(made, "a pod of the version that is never ready")
+    await shop.release(tag, "StatefulSet")
+
+
+async def test_a_stateful_set_that_waits_for_a_pod_of_an_older_version_is_freed(shop: Shop) -> None:
+    await held_up_by_another(shop, "3")
+    record = await shop.verdict("StatefulSet")
+    status = record["status"]
+    assert (status["verdict"], [step["action"] for step in status["steps"]]) == ("Recovered", ["EvictStuck"]), status
+    assert shop.writes()[-1] == ("create", "pods/eviction/shop-1")
+    pods = await shop.here.ready_pods("shop", 2)
+    assert {one["spec"]["containers"][0]["image"] for one in pods} == {image_of(await shop.read("StatefulSet"))}
+
+
+async def test_a_bad_version_that_waited_for_a_pod_of_another_bad_one_is_rolled_back_too(shop: Shop) -> None:
+    await held_up_by_another(shop, "3-crash")
+
+    async def back() -> bool:
+        await shop.told("StatefulSet")
+        for record in await shop.here.records():
+            await shop.arc.handle(Due(shop.here.name, record["metadata"]["name"]))
+        verdicts = [one["status"].get("verdict") for one in await shop.here.records()]
+        return image_of(await shop.read("StatefulSet")).endswith(":1") and verdicts.count("Recovered") == 1
+
+    await eventually(back, "the first version", 90, pause=0.3)
+    await shop.here.ready_pods("shop", 2)
+    assert len(shop.here.evictions()) == len(set(shop.here.evictions())) == 2
+
+
 async def test_a_pod_that_crashes_leads_to_a_record_of_its_deployment(shop: Shop) -> None:
     await shop.open()
     await shop.release("2-crash")

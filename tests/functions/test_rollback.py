@@ -597,6 +597,70 @@ async def test_a_stateful_set_is_freed_from_the_bad_pod_that_it_waits_for_whoeve
     )
 
 
+STUCK = (
+    "shop-2-a of revision 2 (shop:2) fails: app restarted 4 times, last with exit code 1;"
+    " StatefulSet shop/shop waits for it before it makes any pod of revision 3 (shop:1)"
+)
+SET = replace(SIGNAL, kind="StatefulSet")
+
+
+def held_up(**about: JSON) -> CannedApi:
+    """A StatefulSet that somebody has put back by hand; `about` is merged into objects of it, by kind."""
+    found = [{**body, **about.get(body["kind"], {})} for body in a_stateful_set({})]
+    return CannedApi({f"{SET_PATHS[body['kind']]}/{body['metadata']['name']}": body for body in found})
+
+
+async def test_a_pod_of_a_version_that_was_never_well_is_evicted_where_the_next_one_waits_for_it() -> None:
+    answer = await decide(SET, held_up().world(), RollbackSettings())
+    assert isinstance(answer, EvictStuck), answer
+    assert ([pod.ref.name for pod in answer.pods], answer.because, answer.course, answer.episode) == (
+        ["shop-2-a"],
+        f"{STUCK}; that version was never well",
+        "evict shop-2-a, for which 3/shop-h1 waits",
+        "held-up/shop-h2/3",
+    )
+
+
+async def test_people_are_told_which_pod_to_delete_if_its_version_was_well_before() -> None:
+    noted = a_history(h2={"hash": "shop-h2", "number": 2, "healthyAt": stamp(NOW - DAY), "healthyUntil": stamp(NOW)})
+    api = held_up()
+    api.objects[f"{PATHS['ReleaseHistory']}/statefulset-shop"] = noted
+    answer = await decide(SET, api.world(), RollbackSettings())
+    assert isinstance(answer, Refuse)
+    spared = "revision 2 (shop:2) was well before, so it may be something else that is wrong"
+    by_hand = "if it is not needed: kubectl delete pod shop-2-a --namespace shop"
+    assert (answer.cause, answer.because) == ("HeldUp", f"{STUCK}. It is not evicted, for {spared}; {by_hand}")
+    assert answer.episode == "held-up/shop-h2/3"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"podManagementPolicy": "Parallel"},
+        {"updateStrategy": {"type": "OnDelete"}},
+        {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}},
+    ],
+    ids=lambda spec: next(iter(spec)),
+)
+async def test_a_stateful_set_that_does_not_wait_or_is_not_to_go_on_is_not_freed(spec: JSON) -> None:
+    body, *_ = a_stateful_set({})
+    answer = await decide(SET, held_up(StatefulSet={"spec": {**body["spec"], **spec}}).world(), RollbackSettings())
+    assert not isinstance(answer, EvictStuck | Refuse)
+
+
+async def test_once_the_pod_is_gone_or_was_evicted_before_nothing_more_is_done_for_its_version() -> None:
+    told = replace(SET, source="record", episode="held-up/shop-h2/3")
+    gone = Skip("it waits for no pod of an older version any more")
+    api = held_up()
+    evicted = replace(told, course=Course(RECORD, NOW - DAY, (taken("EvictStuck"),)))
+    assert await decide(evicted, api.world(), RollbackSettings()) == gone
+    cut_off = replace(told, course=Course(RECORD, NOW - DAY, (taken("EvictStuck", "cut off while it was done"),)))
+    assert isinstance(await decide(cut_off, api.world(), RollbackSettings()), EvictStuck)
+    assert await decide(replace(told, episode="held-up/shop-h2/2"), api.world(), RollbackSettings()) == gone
+    del api.objects[f"{PATHS['Pod']}/shop-2-a"]
+    assert await decide(told, api.world(), RollbackSettings()) == gone
+
+
 async def test_an_attempt_that_was_cut_off_before_its_write_is_made_again() -> None:
     """The version is known as bad by then, by this very record."""
     history = a_history(h2={"hash": "h2", "number": 2, "bad": RECORD})
