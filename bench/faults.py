@@ -41,7 +41,7 @@ _LONGER = 2.0
 WIDTH = 8
 _REASON = re.compile(
     r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|"
-    r"is at work on|is open to others|is about to be free|changes faster"
+    r"is at work on|is open to others|is about to be free|changes faster|^git [a-z-]+ with \S+ took too long$"
 )
 
 
@@ -475,7 +475,7 @@ def judge_writes(plane: ControlPlane, courses: Sequence[Course]) -> int:
 
 
 OWN_STEPS = frozenset(
-    {"cordon", "uncordon", "taint", "untaint", "replacement", "create jobs"}
+    {"cordon", "uncordon", "taint", "untaint", "replacement"}
     | {f"patch {plural}" for plural in ("applications", "deployments", "statefulsets")}
 )
 

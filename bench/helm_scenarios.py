@@ -93,12 +93,19 @@ async def taken_back(plane: ControlPlane, where: str, thing: Json) -> str:
 
 
 async def twice_by_helm(plane: ControlPlane, where: str, thing: Json) -> list[str]:
-    """Helm has rolled back once: three revisions, and the last is the first."""
+    """Helm has rolled back once: by one Job that ran once, to three revisions, of which the last is the first."""
     release = helm.Release(plane, where, thing["metadata"]["name"])
     history = await release.history()
-    if len(history) == 3 and history[-1].get("rollback_revision") == 1:
+    found = [one for one in (await plane.api.get(jobs.collection(where)))["items"] if _is_of(one, release.name)]
+    runs = [one["status"].get("succeeded", 0) + one["status"].get("failed", 0) for one in found]
+    if len(history) == 3 and history[-1].get("rollback_revision") == 1 and runs == [1]:
         return []
-    return [f"{release.name} has {len(history)} revisions, and the last says: {history[-1]['description']}"]
+    said = f"{len(history)} revisions, and the last says: {history[-1]['description']}"
+    return [f"{release.name} has {said}; its Jobs ran {runs} times"]
+
+
+def _is_of(job: Json, release: str) -> bool:
+    return str(job["metadata"]["name"]).startswith(f"{release}-undo-")
 
 
 async def clear(on: Stage, where: str) -> None:
