@@ -125,7 +125,7 @@ class Reconciler:
     def _storm(self, round_: Round, findings: Mapping[Place, list[Seen]]) -> Judgement | None:
         series = sum(int(scored.known.sum()) for scored in round_.scored.values())
         loud = sum(len(seen) for seen in findings.values())
-        if series < _STORM_SERIES or loud < _STORM_SHARE * series:
+        if not stormy(loud, series):
             return None
         numbers = {"series": float(loud), "of": float(series), "targets": float(len(findings))}
         because = f"{loud} of {series} series at once: look at Prometheus and the network first"
@@ -243,6 +243,11 @@ class Reconciler:
             return
         if status.phase == "Resolved":
             log.info("anomaly.resolved", anomaly=str(anomaly), because=status.resolved_because)
+
+
+def stormy(loud: int, series: int) -> bool:
+    """Tell whether so many series are beyond their thresholds that none of them is told of by itself."""
+    return series >= _STORM_SERIES and loud >= _STORM_SHARE * series
 
 
 def storm_target(watch: Watch) -> Target:

@@ -209,13 +209,13 @@ async def score(
     """Score the newest sample of each series of a signal."""
     rows, known = _positions(bundle, recent.keys)
     if bundle is None or not known.any():
-        return Scored(watch, signal, recent, _nothing(len(recent.keys)), known, about)
+        return Scored(watch, signal, recent, spread(None, rows, len(recent.keys)), known, about)
     chosen = np.flatnonzero(known)
     some = _of_rows(about, chosen) if len(chosen) < len(known) else about
     values = recent.values[chosen] if len(chosen) < len(known) else recent.values
     # In a thread: it may take a while, and a detector of somebody's own may ask somebody else.
     scores = await asyncio.to_thread(detector.score, bundle.state[rows[chosen]], values, some)
-    return Scored(watch, signal, recent, _spread(scores, chosen, len(known)), known, about)
+    return Scored(watch, signal, recent, spread(scores, chosen, len(known)), known, about)
 
 
 def _positions(bundle: Bundle | None, keys: tuple[str, ...]) -> tuple[npt.NDArray[np.intp], Bools]:
@@ -238,7 +238,10 @@ def _of_rows(about: About, rows: npt.NDArray[np.intp]) -> About:
     )
 
 
-def _spread(scores: Scores, rows: npt.NDArray[np.intp], count: int) -> Scores:
+def spread(scores: Scores | None, rows: npt.NDArray[np.intp], count: int) -> Scores:
+    """Give the scores of these rows among `count`; of the others nothing is said."""
+    if scores is None:
+        return _nothing(count)
     if len(rows) == count:
         return scores
     empty = _nothing(count)
