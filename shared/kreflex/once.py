@@ -1,7 +1,7 @@
 """`python -m kreflex.once`: one round of the waker and no server, for a CronJob in a cluster without Knative.
 
-`python -m kreflex.once anomaly-scorer` is one tick of that. Exits 1 when something was not reached, so that the Job says
-so. What is due stays due: the next round asks again.
+`python -m kreflex.once anomaly-scorer` is one tick of that. Exits 1 when something was not reached, so that the Job
+says so. What is due stays due: the next round asks again.
 """
 
 from __future__ import annotations

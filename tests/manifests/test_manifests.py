@@ -21,7 +21,9 @@ from tests.manifests.rendered import FUNCTIONS, INSTALL, KNATIVE, SENDERS, TRIGG
 every_folder = pytest.mark.parametrize("folder", [*WHOLE, *SENDERS], ids=rendered.name_of)
 every_whole = pytest.mark.parametrize("folder", WHOLE, ids=rendered.name_of)
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
-DECIDING = [name for name in FUNCTIONS if name != "waker"]
+# What a clock wakes: the waker calls neither itself nor anomaly-scorer, and they act on nothing.
+CLOCKED = {"anomaly-scorer", "waker"}
+DECIDING = [name for name in FUNCTIONS if name not in CLOCKED]
 PLAIN, NAMESPACED = KNATIVE / "variants" / "plain", KNATIVE / "variants" / "namespaced"
 # Nodes are in no namespace.
 NOT_NAMESPACED = {"node-replacer"}
@@ -379,7 +381,9 @@ def test_every_trigger_has_a_filter_retries_and_a_dead_letter_sink(folder: Path)
     (broker,) = rendered.of_kind(folder, "Broker")
     services = {document["metadata"]["name"] for document in rendered.of_kind(folder, "Service")}
     triggers = rendered.of_kind(folder, "Trigger")
-    assert {trigger["metadata"]["name"] for trigger in triggers} == set(DECIDING)
+    # Without Knative Serving anomaly-scorer is a CronJob, which nobody can call.
+    listening = {"anomaly-scorer"} if folder == BROKERED[0] else set()
+    assert {trigger["metadata"]["name"] for trigger in triggers} == {*DECIDING, *listening}
     for trigger in triggers:
         spec = trigger["spec"]
         assert (spec["broker"], bool(spec["filters"])) == (broker["metadata"]["name"], True)
@@ -454,6 +458,8 @@ OURS = "kreflex.dev/functions/"
     [
         ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, True),
         ({"type": UPDATE, "kind": "Remediation", "name": "restart-loop-killer-cart-1-0123abcd"}, True),
+        ({"type": "dev.kreflex.anomaly.detected.v1", "source": "anywhere"}, True),
+        ({"type": "dev.kreflex.anomaly.resolved.v1", "source": "anywhere"}, False),
         ({"type": UPDATE, "kind": "Remediation", "name": "rollback-cart-0123abcd"}, False),
         ({"type": "dev.knative.apiserver.resource.add", "kind": "Pod", "name": "cart-1"}, False),
         ({"type": "dev.kreflex.remediation.applied.v1", "name": "restart-loop-killer-x"}, False),
@@ -528,6 +534,38 @@ def test_the_broker_tells_rollback_what_concerns_it(attributes: dict[str, str], 
 )
 def test_the_broker_tells_canary_aborter_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
     assert told("canary-aborter", attributes) is wanted
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"type": "dev.kreflex.anomaly.feedback.v1"}, True),
+        ({"type": "dev.kreflex.anomaly.detected.v1"}, False),
+        ({"type": UPDATE, "kind": "Pod", "name": "cart-1"}, False),
+    ],
+)
+def test_the_broker_tells_anomaly_scorer_what_concerns_it(attributes: dict[str, str], wanted: bool) -> None:
+    assert told("anomaly-scorer", attributes) is wanted
+
+
+@pytest.mark.parametrize("folder", BROKERED, ids=rendered.name_of)
+def test_the_broker_hears_of_anomalies(folder: Path) -> None:
+    (broker,) = rendered.of_kind(folder, "Broker")
+    (binding,) = rendered.of_kind(folder, "SinkBinding")
+    assert binding["spec"]["sink"]["ref"]["name"] == broker["metadata"]["name"]
+    whole = INSTALL if folder == BROKERED[0] else PLAIN
+    chosen = binding["spec"]["subject"]
+    bound = [document for document in rendered.render(whole) if binds(chosen, document)]
+    assert [document["metadata"]["name"] for document in bound] == ["anomaly-scorer"]
+
+
+def binds(subject: Json, document: Json) -> bool:
+    """Whether a SinkBinding is about a workload, or about the Jobs that one makes."""
+    if document["kind"] == "CronJob" and subject["kind"] == "Job":
+        labels = document["spec"]["jobTemplate"]["metadata"]["labels"]
+        return bool(subject["selector"]["matchLabels"].items() <= labels.items())
+    same = (subject["apiVersion"], subject["kind"]) == (document["apiVersion"], document["kind"])
+    return same and subject.get("name") == document["metadata"]["name"]
 
 
 def told(function: str, attributes: dict[str, str]) -> bool:
