@@ -41,6 +41,8 @@ class Round:
     scored: Mapping[str, Scored] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
     known: Sequence[Anomaly] = ()
+    wrong: set[str] = field(default_factory=set)
+    """The signals that failed because of what they ask."""
 
     @property
     def now(self) -> datetime:

@@ -102,7 +102,10 @@ class Scorer:
             except UnavailableError as error:
                 failures.append(f"{watch.key}: {error}")
                 continue
-            failures += [f"{watch.key} {name}: {text}" for name, text in round_.failed.items()]
+            # Of a query that is wrong its watch tells; to come again would not mend it.
+            failures += [
+                f"{watch.key} {name}: {text}" for name, text in round_.failed.items() if name not in round_.wrong
+            ]
             rounds.append(round_)
             learn += due
         orphans = await self._orphans(watches, known)
@@ -153,6 +156,9 @@ class Scorer:
             problem = "; ".join(f"signal {name}: {text}" for name, text in failed.items())
             await report(watch, problem, self._writer)
         round_ = Round(watch, at, self._model, self._detector.window, scored, failed, known)
+        round_.wrong = {
+            one.name for one, answer in zip(signals, answers, strict=True) if isinstance(answer, QueryError)
+        }
         if scored:
             # By nothing that could be read, nothing is opened or resolved.
             round_.known = await self._reconciler.run(round_)
