@@ -18,7 +18,7 @@ from lab.workloads import fault
 FUNCTION = "rollback"
 GOOD, BAD = "v1", "v2-crash"
 # As many as fall ill in one case.
-COUNT, PODS, DEADLINE = 5, 2, 2
+COUNT, PODS, DEADLINE = 4, 2, 2
 _PATIENCE = 120.0
 _PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets"}
 RELEASES = {"patience": "2s", "healthyFor": "2s", "changeWindow": "1h"}

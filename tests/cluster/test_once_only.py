@@ -22,10 +22,13 @@ from tests import kit
 
 assert killer.main is not None
 KILLER = REFLEXES["restart-loop-killer"]
-# Kills before and after each write, and the stops that are worst: while the ledger, the claim and the eviction are on
-# their way. `python -m bench once-only` deals every blow.
-KILLS = once_only.plans(14)
-STOPS = [once_only.Plan(step, "before", "stop") for step in ("ledger", "Acting", "eviction", "Applied")]
+# A kill before or after each write, both where that is worst, and the stops that are worst: while the claim and the
+# eviction are on their way. `python -m bench once-only` deals every blow.
+KILLS = [
+    *(once_only.Plan(step, "before", "kill") for step in ("record", "Acting", "eviction", "Done")),
+    *(once_only.Plan(step, "after", "kill") for step in ("ledger", "Acting", "eviction", "Applied", "event")),
+]
+STOPS = [once_only.Plan(step, "before", "stop") for step in ("Acting", "eviction")]
 
 
 async def test_each_looping_pod_is_evicted_once_whatever_is_killed(tmp_path: Path) -> None:

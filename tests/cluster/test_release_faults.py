@@ -14,8 +14,8 @@ from bench.release_scenarios import ROLLBACK, STUCK
 from bench.scenarios import Scenario
 from bench.stage import Stage, stage
 
-KILLS: tuple[Blow, ...] = ("before", "after", "late")
-STOPS: tuple[Blow, ...] = (Halt("before"), Halt("after"))
+KILLS: tuple[Blow, ...] = ("before", "after")
+STOPS: tuple[Blow, ...] = (Halt("before"),)
 # What is done to the workload and its pods; the rest is written as in every remediation.
 OWN = ("patch deployments", "patch statefulsets", "eviction")
 OFTEN = Case(ROLLBACK, replicas=2, event="often")

@@ -19,10 +19,10 @@ KILLER = REFLEXES["restart-loop-killer"]
 
 async def test_a_storm_stays_within_its_limits_and_is_settled_without_another_alert(tmp_path: Path) -> None:
     async with rig.cluster(tmp_path) as plane, rig.rig(plane, 2, 10) as running:
-        found = await storm_pods.run(running, pods=60, owners=6, in_flight=4, patience=240)
+        found = await storm_pods.run(running, pods=24, owners=4, in_flight=3, patience=240)
 
     assert storm_pods.breaches(found) == []
-    assert found["settled"] == 60
+    assert found["settled"] == 24
 
 
 class Hesitant(Writer):
