@@ -129,12 +129,13 @@ STRIKES: tuple[Blow, ...] = ("before", "after", "late", Halt("before"), Halt("af
 
 def matrix(scenario: Scenario, points: Iterable[Point], replicas: int = 1, blows: Iterable[Blow] = BLOWS) -> list[Case]:
     """Each of these blows at each call: each trouble, and a kill before, after and with it."""
-    return [
-        Case(scenario, point, blow, max(replicas, 2 if isinstance(blow, Halt) else 1))
-        for point in points
-        for blow in blows
-        if fits(blow, point)
-    ]
+    cases = (Case(scenario, point, blow, replicas) for point in points for blow in blows if fits(blow, point))
+    return [doubled(case) for case in cases]
+
+
+def doubled(case: Case) -> Case:
+    """The same with a second process, if the first one is stopped: somebody has to do the work meanwhile."""
+    return replace(case, replicas=max(case.replicas, 2)) if isinstance(case.trouble, Halt) else case
 
 
 def in_turn(cases: Iterable[Case], count: int = 3) -> list[Case]:

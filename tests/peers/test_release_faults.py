@@ -1,0 +1,59 @@
+"""Whatever is killed or stopped at whichever write, a release that Git or Helm owns is taken back once.
+
+With a real Git server, a stand-in for Argo CD and for a forge, and helm itself. A part of the matrix:
+`python -m bench faults --only "rollback b"` plays all of it.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from bench import faults, rig
+from bench.faults import Blow, Case, Course, Halt, Point
+from bench.git_scenarios import COMMIT, PULL_REQUEST, SUSPENSION
+from bench.helm_scenarios import HELM
+from bench.scenarios import Scenario
+from bench.stage import Stage, stage
+
+BLOWS: tuple[Blow, ...] = ("before", "after", Halt("before"))
+# What is done to the outside, and the note by which whoever comes after a kill knows of it.
+STRUCK: dict[Scenario, tuple[str, ...]] = {
+    COMMIT: ("push",),
+    PULL_REQUEST: ("push", "pull request"),
+    SUSPENSION: ("note deployments", "patch applications"),
+    HELM: ("note deployments", "create jobs"),
+}
+
+
+@dataclass(frozen=True)
+class Played:
+    """What became of all the cases."""
+
+    on: Stage
+    calm: dict[Scenario, Course]
+    courses: Sequence[Course]
+
+
+@pytest.fixture(scope="module")
+async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Played]:
+    """All cases at once, on a control plane of their own."""
+    home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "rollback")
+    cases = [Case(one, Point(step, 1, True), blow) for one, steps in STRUCK.items() for step in steps for blow in BLOWS]
+    async with (
+        rig.cluster(home, options=faults.PATIENT, folders=folders) as plane,
+        stage(plane) as on,
+        faults.surroundings(on, STRUCK),
+    ):
+        calm = await faults.run_all(on, [Case(scenario) for scenario in STRUCK])
+        rows = faults.in_turn([faults.doubled(case) for case in cases])
+        yield Played(on, {one.case.scenario: one for one in calm}, await faults.run_all(on, rows, width=4))
+
+
+@pytest.mark.parametrize("scenario", STRUCK, ids=lambda one: one.variant)
+async def test_the_end_is_the_same_and_nothing_is_done_twice(played: Played, scenario: Scenario) -> None:
+    assert set(STRUCK[scenario]) <= {point.step for point in faults.points(played.calm[scenario]) if point.writes}
+    mine = [played.calm[scenario], *(one for one in played.courses if one.case.scenario is scenario)]
+    found = await faults.judge(played.on, mine)
+    assert found["different"] == {}
+    assert (found["second_disruptions"], found["second_steps"]) == (0, 0)
