@@ -27,6 +27,7 @@ from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from lab.faults import Call, Hit, Strike
 from lab.ports import Ports
+from lab.workloads import deployment
 
 FOLDER, ACCOUNT = "chaos_runner", "chaos-runner"
 OPT_IN, MARK = "kreflex.dev/chaos", "kreflex.dev/chaos-experiment"
@@ -137,7 +138,7 @@ class Trial:
         where, api = self._case.where, self._plane.api
         if self._case.story.on_node:
             (self._node,) = await nodes.add(api, 1, nodes.Pool(where, labels={OPT_IN: "allowed"}))
-        body = rig.deployment("app", 3)
+        body = deployment("app", 3)
         spec = body["spec"]["template"]["spec"]
         spec["terminationGracePeriodSeconds"] = 0
         spec["containers"][0]["env"] = [{"name": "DATABASE", "value": "main"}]
@@ -169,6 +170,7 @@ class Trial:
     async def _until_over(self, process: Process, path: str) -> None:
         """Wake the process each second until the experiment is over and given back, and once more."""
         headers = {**PING, **rig.caller(self._plane)}
+        status: Json = {}
         end = time.monotonic() + TTL * 2 + 60
         while time.monotonic() < end:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
@@ -326,7 +328,7 @@ async def _play(plane: ControlPlane, client: aiohttp.ClientSession, process: Pro
     if run.allowed:
         await plane.api.patch(f"/api/v1/namespaces/{where}", {"metadata": {"labels": {OPT_IN: "allowed"}}})
     for name, label in (("opted", "allowed"), ("plain", ""), ("never", "forbidden")):
-        body = rig.deployment(name, 3)
+        body = deployment(name, 3)
         body["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 0
         if label:
             body["spec"]["template"]["metadata"]["labels"] |= {OPT_IN: label}

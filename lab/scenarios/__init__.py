@@ -16,7 +16,10 @@ from lab.paths import Home
 from lab.scenarios.place import Place
 from lab.scenarios.timeline import ScenarioFailed
 
-NAMES = ("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops", "bad-canary", "leak", "game-day")
+NAMES = (
+    *("crash-loop", "useless-deletion", "node-down", "bad-release", "bad-release-gitops", "bad-canary", "leak"),
+    "game-day",
+)
 _TAGS = "takes the lab's images, whose tags say what is wrong with them"
 # What a cluster of yours is not made for.
 _LAB_ONLY = {
@@ -24,8 +27,10 @@ _LAB_ONLY = {
     "bad-release": _TAGS,
     "bad-release-gitops": _TAGS,
     "bad-canary": "takes the lab's Prometheus",
+    "game-day": _TAGS,
     "leak": "takes what the lab's Prometheus is told of memory",
 }
+ACTS = ("pods", "canary", "node")
 KINDS = ("deployment", "statefulset", "daemonset", "helm", "rollout")
 
 
@@ -56,6 +61,10 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--image", default="busybox:1.36", help="an image with sh, for a cluster of your own")
     if name == "bad-release":
         parser.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is released")
+    if name == "game-day":
+        parser.add_argument("--act", choices=ACTS, default="", help="only one of its acts")
+        parser.add_argument("--without", default="", metavar="FUNCTION", help="switch a function off: then it fails")
+        parser.add_argument("--report", type=Path, metavar="FOLDER", help="write the day's report there")
     parser.add_argument("--keep", action="store_true", help="leave the namespace, to look at it")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the timeline as a picture, too")
     return parser
@@ -69,6 +78,7 @@ async def _run(name: str, home: Home, options: argparse.Namespace) -> None:
         await lab.plane.leave()
     where = None if options.kubeconfig else home
     async with Place.open(name, where, options.kubeconfig, options.image, keep=options.keep) as place:
-        await scenario.play(place, **({"kind": options.kind} if "kind" in options else {}))
+        given = {word: getattr(options, word) for word in ("kind", "act", "without", "report") if word in options}
+        await scenario.play(place, **given)
         if options.svg:
             place.timeline.draw(options.svg)

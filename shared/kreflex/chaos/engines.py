@@ -8,6 +8,7 @@ https://chaos-mesh.org/docs/clean-up-chaos-experiments/
 from __future__ import annotations
 
 import copy
+import json
 from datetime import datetime
 from typing import Any
 
@@ -63,7 +64,7 @@ def engine_intent(experiment: Experiment, now: datetime) -> Injection:
         round=status.rounds,
         intended_at=now,
         revert_by=status.revert_by,
-        note=" ".join(hit_by(engine)),
+        prior=json.dumps(hit_by(engine)),
     )
 
 
@@ -122,7 +123,7 @@ class EngineRun(Act):
         except ConflictError as error:
             if error.reason != "AlreadyExists":
                 raise
-        return " ".join([injection.note, f"{ref.kind} {ref.name} is made"]).strip()
+        return f"{ref.kind} {ref.name} is made"
 
     async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
         """Tell how far the engine is, in its own words."""

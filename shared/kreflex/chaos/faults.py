@@ -29,7 +29,7 @@ from kreflex.errors import ConflictError, GoneError
 from kreflex.policy import PROTECTED
 from kreflex.records import Target
 from kreflex.upkeep import Drain
-from kreflex.views import JSON, Pod, controller_of
+from kreflex.views import JSON, Pod, controller_of, pod_view
 
 _MOST_PRIOR = 60_000
 
@@ -291,7 +291,9 @@ async def intent(experiment: Experiment, body: JSON, kind: str, now: datetime, h
     """Say what is about to be done to one object, with the state before it."""
     act = act_of(experiment.wants.fault.kind)
     target, status = ref_of(body, kind), experiment.status
-    owner = controller_of(body["metadata"])
+    # Who would be healed, as the functions see it.
+    top = await hands.reader.top_owner(pod_view(body)) if kind == "Pod" else None
+    owner = controller_of(body["metadata"]) if top is None else top.ref
     assert status.revert_by is not None, "it is set when an experiment begins"
     return Injection(
         fault=experiment.wants.fault.kind,
