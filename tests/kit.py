@@ -23,6 +23,8 @@ from lab.toolchain import Toolchain
 Json = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 FAULT, SPEED = "lab.kreflex.dev/fault", "lab.kreflex.dev/speed"
+# A kubelet so slow that its next word comes in days.
+STILL = "0.00001"
 FUNCTIONS = ("anomaly-scorer", "node-replacer", "restart-loop-killer", "rollback", "waker")
 REMEDIATIONS = "/apis/kreflex.dev/v1alpha1/remediations"
 
@@ -110,8 +112,13 @@ class Place:
         items: list[Json] = answer["items"]
         return items
 
-    async def loop(self, pod: Json, fault: str = "crash-loop", speed: str = "100", restarts: int = 4) -> Json:
-        """Give a pod a fault, and wait until it shows, at the end of a run; for a pod that nothing heals meanwhile."""
+    async def loop(
+        self, pod: Json, fault: str = "crash-loop", speed: str = "100", restarts: int = 4, *, still: bool = False
+    ) -> Json:
+        """Give a pod a fault, and wait until it shows, at the end of a run; for a pod that nothing heals meanwhile.
+
+        A `still` one stays as it is then: one that changes each moment is hard to evict under its resourceVersion.
+        """
         path = await self.fault(pod, fault, speed)
 
         async def looping() -> Json | None:
@@ -122,7 +129,19 @@ class Place:
             waits = any("ImagePull" in c["state"].get("waiting", {}).get("reason", "") for c in statuses)
             return body if waits or (worst["restartCount"] >= restarts and "running" not in worst["state"]) else None
 
-        found: Json = await eventually(looping, f"{pod['metadata']['name']} looping")
+        async def stands() -> Json | None:
+            if await looping() is None:
+                return None
+            stopped = await self.plane.api.patch(path, {"metadata": {"annotations": {SPEED: STILL}}})
+            # What its kubelet was just about to write, it has written by then.
+            await asyncio.sleep(0.3)
+            body = await looping()
+            if body is not None and body["metadata"]["resourceVersion"] == stopped["metadata"]["resourceVersion"]:
+                return body
+            await self.fault(pod, fault, speed)
+            return None
+
+        found: Json = await eventually(stands if still else looping, f"{pod['metadata']['name']} looping", 60)
         return found
 
     async def fault(self, pod: Json, fault: str = "crash-loop", speed: str = "100") -> str:

@@ -18,7 +18,7 @@ from kreflex.views import JSON
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from tests import kit
-from tests.cluster.reflexes import SPEED, Ahead, asked, goes_on, handled, the_record, told, woken
+from tests.cluster.reflexes import Ahead, asked, goes_on, handled, the_record, told, woken
 
 KILLER = REFLEXES["restart-loop-killer"]
 assert killer.main is not None
@@ -42,7 +42,7 @@ async def version(here: kit.Place, pod: kit.Json) -> str:
 
 
 async def test_a_looping_pod_is_evicted_once_and_the_owner_proven_healthy(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0])
+    pod = await here.loop((await here.deployment())[0], still=True)
 
     first = await arc.handle(signal(pod))
     second = await arc.handle(signal(pod))
@@ -61,7 +61,7 @@ async def test_a_looping_pod_is_evicted_once_and_the_owner_proven_healthy(here: 
 
 
 async def test_a_resolved_alert_looks_at_an_open_verdict_and_evicts_nobody(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0])
+    pod = await here.loop((await here.deployment())[0], still=True)
     resolved = Resolved(here.name, pod["metadata"]["name"], pod["metadata"]["uid"])
 
     assert (await arc.handle(resolved)).outcome == "skipped"
@@ -115,7 +115,7 @@ async def test_a_pod_that_is_not_as_it_was_read_costs_no_eviction_and_no_budget(
     here: kit.Place, arc: Arc[Any], happens: Any, error: type[Exception]
 ) -> None:
     pod, *_ = await here.deployment(replicas=3)
-    await here.loop(pod, speed=SPEED)
+    await here.loop(pod, still=True)
     await a_budget_with_room(here)
     name = pod["metadata"]["name"]
     seen = await arc.reader.pod(here.name, name)
@@ -158,7 +158,7 @@ def broken() -> ApiError:
 
 
 async def test_an_eviction_that_was_answered_with_an_error_but_done_is_applied(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     arc.writer = Answering(arc.writer, broken(), arc.writer.create)
     assert (await handled(arc, pod)).outcome == "applied"
     assert told(await the_record(here)) == ("Applied", "applied", None)
@@ -168,7 +168,7 @@ async def test_an_eviction_that_was_answered_with_an_error_but_done_is_applied(h
 async def test_an_eviction_that_failed_is_tried_again_later_and_its_intent_is_kept(
     here: kit.Place, arc: Arc[Any]
 ) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     writer, arc.writer = arc.writer, Answering(arc.writer, broken())
     result = await handled(arc, pod)
     assert (result.outcome, result.because) == ("failed", "500 etcdserver: request timed out")
@@ -192,7 +192,7 @@ async def test_an_eviction_that_failed_is_tried_again_later_and_its_intent_is_ke
 async def test_a_pod_that_changed_meanwhile_does_not_lengthen_the_wait_after_a_failure(
     here: kit.Place, arc: Arc[Any]
 ) -> None:
-    pod = await here.loop((await here.deployment())[0])
+    pod = await here.loop((await here.deployment())[0], still=True)
     writer, arc.writer = arc.writer, Answering(arc.writer, ConflictError("409 it has changed", 409))
     with pytest.raises(UnavailableError):
         await arc.handle(signal(pod))
@@ -206,7 +206,7 @@ async def test_a_pod_that_changed_meanwhile_does_not_lengthen_the_wait_after_a_f
 
 
 async def test_an_eviction_that_failed_and_happened_after_all_is_applied(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     writer, sent = arc.writer, []
 
     async def note(path: str, body: JSON) -> None:
@@ -233,7 +233,7 @@ async def test_an_eviction_that_failed_and_happened_after_all_is_applied(here: k
 
 
 async def test_who_takes_over_says_that_it_was_found_done(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     arc.writer = Answering(arc.writer, UnavailableError("the API server did not answer"))
     with pytest.raises(UnavailableError, match="the API server did not answer"):
         await handled(arc, pod)
@@ -254,7 +254,7 @@ async def test_who_takes_over_says_that_it_was_found_done(here: kit.Place, arc: 
 
 async def test_a_verdict_that_was_found_on_the_way_comes_with_the_next_answer(here: kit.Place, arc: Arc[Any]) -> None:
     await here.policy(limits={"maxInFlight": 1})
-    pods = [await here.loop((await here.deployment(name))[0], speed=SPEED) for name in ("one", "other")]
+    pods = [await here.loop((await here.deployment(name))[0], still=True) for name in ("one", "other")]
     first = await handled(arc, pods[0])
     assert first.changed is not None
     await here.ready_pods("one", 1)
@@ -289,7 +289,7 @@ class Dying(Writer):
 async def test_a_refused_record_that_was_admitted_and_left_is_gone_on_with_before_its_time(
     here: kit.Place, arc: Arc[Any]
 ) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     path = f"/apis/apps/v1/namespaces/{here.name}/deployments/shop"
     await here.plane.api.patch(path, {"metadata": {"annotations": {"kreflex.dev/opt-out": "true"}}})
     assert (await handled(arc, pod)).outcome == "refused"

@@ -101,13 +101,13 @@ async def test_evicts_a_pod_whose_sidecar_crashes(here: kit.Place, arc: Arc[Any]
     (pod,) = await here.deployment(initContainers=sidecars)
     path = f"/api/v1/namespaces/{here.name}/pods/{pod['metadata']['name']}"
     await here.plane.api.patch(path, {"metadata": {"annotations": {"lab.kreflex.dev/container": "mesh"}}})
-    done = await handled(arc, await here.loop(pod, speed=SPEED))
+    done = await handled(arc, await here.loop(pod, still=True))
     assert done.because.startswith("mesh restarted ")
     assert here.evictions() == [uid(pod)]
 
 
 async def test_a_cured_pod_is_left_alone_however_often_it_restarted(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     path = f"/api/v1/namespaces/{here.name}/pods/{pod['metadata']['name']}"
     await here.plane.api.patch(path, {"metadata": {"annotations": {kit.FAULT: None}}})
     await here.ready_pods("shop", 1)
@@ -116,7 +116,7 @@ async def test_a_cured_pod_is_left_alone_however_often_it_restarted(here: kit.Pl
 
 
 async def test_a_refused_fault_that_heals_by_itself_is_closed(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     await here.policy(frozen=True)
     await handled(arc, pod)
     path = f"/api/v1/namespaces/{here.name}/pods/{pod['metadata']['name']}"
@@ -201,7 +201,7 @@ async def test_a_record_tells_the_whole_story(here: kit.Place, arc: Arc[Any]) ->
 
 async def test_recovers_only_after_the_whole_proof(here: kit.Place, arc: Arc[Any]) -> None:
     await here.policy(proof="4s")
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     done = await handled(arc, pod)
     assert done.changed is not None
     await here.ready_pods("shop", 1)
@@ -214,7 +214,7 @@ async def test_recovers_only_after_the_whole_proof(here: kit.Place, arc: Arc[Any
 
 
 async def test_nobody_knows_when_the_owner_is_deleted(here: kit.Place, arc: Arc[Any]) -> None:
-    pod = await here.loop((await here.deployment())[0], speed=SPEED)
+    pod = await here.loop((await here.deployment())[0], still=True)
     done = await handled(arc, pod)
     assert done.changed is not None
     path = f"/apis/apps/v1/namespaces/{here.name}/deployments/shop"
