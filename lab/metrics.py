@@ -158,6 +158,25 @@ def remediation_samples(remediation: Thing) -> Iterator[Sample]:
     yield "kreflex_remediation_due_timestamp_seconds", named, datetime.fromisoformat(due).timestamp() if due else 0
 
 
+def anomaly_samples(anomaly: Thing) -> Iterator[Sample]:
+    """What is said of an Anomaly."""
+    metadata, spec, status = anomaly["metadata"], anomaly.get("spec", {}), anomaly.get("status", {})
+    named = {"namespace": metadata["namespace"], "name": metadata["name"]}
+    about = {key: spec.get(key) or "" for key in ("class", "watch")}
+    went = {key: status.get(key) or "" for key in ("phase", "remediation", "feedback")}
+    yield "kreflex_anomaly_info", named | about | went, 1
+    fresh = status.get("freshUntil")
+    until = datetime.fromisoformat(fresh).timestamp() if fresh else 0
+    yield "kreflex_anomaly_fresh_until_timestamp_seconds", named, until
+
+
+def watch_samples(watch: Thing) -> Iterator[Sample]:
+    """What is said of an AnomalyWatch."""
+    metadata = watch["metadata"]
+    named = {"namespace": metadata["namespace"], "name": metadata["name"]}
+    yield "kreflex_anomaly_watch_info", named | {"problem": watch.get("status", {}).get("problem") or ""}, 1
+
+
 def _workload(prefix: str, thing: Thing, labels: Labels) -> Iterator[Sample]:
     metadata = thing["metadata"]
     yield from _times(prefix, metadata, labels)
@@ -206,6 +225,8 @@ KINDS: Mapping[str, Callable[[Thing], Iterable[Sample]]] = {
     "/apis/apps/v1/statefulsets": statefulset_samples,
     "/apis/apps/v1/daemonsets": daemonset_samples,
     "/apis/kreflex.dev/v1alpha1/remediations": remediation_samples,
+    "/apis/kreflex.dev/v1alpha1/anomalies": anomaly_samples,
+    "/apis/kreflex.dev/v1alpha1/anomalywatches": watch_samples,
 }
 
 

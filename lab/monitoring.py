@@ -21,7 +21,11 @@ _EXPORTED = [
         "resources": ["deployments", "replicasets", "statefulsets", "daemonsets"],
         "verbs": ["list", "watch"],
     },
-    {"apiGroups": ["kreflex.dev"], "resources": ["remediations"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": ["kreflex.dev"],
+        "resources": ["remediations", "anomalies", "anomalywatches"],
+        "verbs": ["list", "watch"],
+    },
 ]
 # Production's patience would make a demonstration of minutes.
 _LAB_TIMES = {"group_wait": "1s", "group_interval": "10s"}

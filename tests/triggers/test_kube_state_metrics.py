@@ -1,51 +1,80 @@
-"""kube-state-metrics, as it is configured here, and the lab's exporter in its place tell the same of a Remediation."""
+"""kube-state-metrics, as it is configured here, and the lab's exporter in its place tell the same of our objects."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from lab.metrics import remediation_samples
+from lab.metrics import anomaly_samples, remediation_samples, watch_samples
 
 ROOT = Path(__file__).parents[2]
-(RESOURCE,) = yaml.safe_load((ROOT / "triggers" / "prometheus" / "kube-state-metrics.yaml").read_text())["spec"][
-    "resources"
-]
-COMMON: dict[str, list[str]] = RESOURCE["labelsFromPath"]
-METRICS = {f"{RESOURCE['metricNamePrefix']}_{metric['name']}": metric["each"] for metric in RESOURCE["metrics"]}
-PATHS = {name: COMMON | each[each["type"].lower()].get("labelsFromPath", {}) for name, each in METRICS.items()}
+Json = dict[str, Any]
+RESOURCES: list[Json] = yaml.safe_load((ROOT / "triggers" / "prometheus" / "kube-state-metrics.yaml").read_text())[
+    "spec"
+]["resources"]
+EXPORTERS = {"Remediation": remediation_samples, "Anomaly": anomaly_samples, "AnomalyWatch": watch_samples}
+WHEN = {"Remediation": "dueAt", "Anomaly": "freshUntil"}
+PLURALS = {"Remediation": "remediations", "Anomaly": "anomalies", "AnomalyWatch": "anomalywatches"}
+each = pytest.mark.parametrize("resource", RESOURCES, ids=lambda one: one["groupVersionKind"]["kind"])
 
 
-def schema() -> dict[str, Any]:
-    crd = yaml.safe_load((ROOT / "knative" / "crds" / "remediations.yaml").read_text())
-    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == RESOURCE["groupVersionKind"]["version"]]
-    properties: dict[str, Any] = version["schema"]["openAPIV3Schema"]["properties"]
-    return properties
+def kind_of(resource: Json) -> str:
+    kind: str = resource["groupVersionKind"]["kind"]
+    return kind
 
 
-def samples(status: dict[str, Any]) -> dict[str, tuple[set[str], float]]:
-    """What the lab's exporter says of a Remediation."""
-    metadata, spec = {"namespace": "shop", "name": "a"}, {"function": "restart-loop-killer"}
-    found = remediation_samples({"metadata": metadata, "spec": spec, "status": status})
-    return {name: (set(labels), float(value)) for name, labels, value in found}
+def metrics(resource: Json) -> dict[str, Json]:
+    return {f"{resource['metricNamePrefix']}_{metric['name']}": metric["each"] for metric in resource["metrics"]}
 
 
-def test_names_and_labels_are_those_of_the_exporter() -> None:
+def paths(resource: Json) -> dict[str, dict[str, list[str]]]:
+    """The labels of each metric, and where they stand."""
+    common: dict[str, list[str]] = resource["labelsFromPath"]
+    return {
+        name: common | each[each["type"].lower()].get("labelsFromPath", {}) for name, each in metrics(resource).items()
+    }
+
+
+def gauges(resource: Json) -> list[Json]:
+    return [each["gauge"] for each in metrics(resource).values() if each["type"] == "Gauge"]
+
+
+def samples(resource: Json, when: str | None) -> dict[str, tuple[set[str], float]]:
+    """What the lab's exporter says of such an object."""
+    kind = kind_of(resource)
+    status = {WHEN[kind]: when} if kind in WHEN else {}
+    body = {"metadata": {"namespace": "shop", "name": "a"}, "spec": {}, "status": status}
+    return {name: (set(labels), float(value)) for name, labels, value in EXPORTERS[kind](body)}
+
+
+def test_each_of_our_kinds_that_an_alert_asks_for_is_told_of() -> None:
+    assert {kind_of(resource) for resource in RESOURCES} == set(EXPORTERS)
+
+
+@each
+def test_names_and_labels_are_those_of_the_exporter(resource: Json) -> None:
     due = datetime(2026, 5, 1, 12, 0, 0, 500_000, tzinfo=UTC)
-    told = samples({"dueAt": "2026-05-01T12:00:00.500Z"})
-    assert {name: labels for name, (labels, _) in told.items()} == {name: set(paths) for name, paths in PATHS.items()}
-    assert [value for _, value in told.values()] == [1, due.timestamp()]
+    told = samples(resource, "2026-05-01T12:00:00.500Z")
+    assert {name: labels for name, (labels, _) in told.items()} == {
+        name: set(labels) for name, labels in paths(resource).items()
+    }
+    assert [value for _, value in told.values()] == [1, *[due.timestamp()] * len(gauges(resource))]
 
 
-def test_what_is_due_never_is_zero() -> None:
-    (gauge,) = [each["gauge"] for each in METRICS.values() if each["type"] == "Gauge"]
-    assert gauge["nilIsZero"] is True
-    assert samples({"dueAt": None})["kreflex_remediation_due_timestamp_seconds"][1] == 0
+@each
+def test_a_time_that_is_not_set_is_zero(resource: Json) -> None:
+    assert [gauge["nilIsZero"] for gauge in gauges(resource)] == [True] * len(gauges(resource))
+    assert [value for _, value in samples(resource, None).values()] == [1, *[0] * len(gauges(resource))]
 
 
-def test_each_path_is_a_field_of_the_custom_resource() -> None:
-    fields = {(part, name) for part in ("spec", "status") for name in schema()[part]["properties"]}
-    values = [each["gauge"]["path"] for each in METRICS.values() if each["type"] == "Gauge"]
-    paths = [*values, *(path for labels in PATHS.values() for path in labels.values())]
-    assert [path for path in paths if path[0] != "metadata" and tuple(path) not in fields] == []
+@each
+def test_each_path_is_a_field_of_the_custom_resource(resource: Json) -> None:
+    crd = yaml.safe_load((ROOT / "knative" / "crds" / f"{PLURALS[kind_of(resource)]}.yaml").read_text())
+    (version,) = [v for v in crd["spec"]["versions"] if v["name"] == resource["groupVersionKind"]["version"]]
+    properties: Json = version["schema"]["openAPIV3Schema"]["properties"]
+    fields = {(part, name) for part in ("spec", "status") for name in properties[part]["properties"]}
+    found = [gauge["path"] for gauge in gauges(resource)]
+    found += [path for labels in paths(resource).values() for path in labels.values()]
+    assert [path for path in found if path[0] != "metadata" and tuple(path) not in fields] == []
