@@ -27,7 +27,7 @@ from kreflex.slos import RBAC as RBAC_OF_SLOS
 from kreflex.slos import load_slos
 from kreflex.views import JSON
 
-KIND, PLURAL, NAME = "ErrorBudgetStatus", "errorbudgetstatuses", "budgets"
+KIND, PLURAL, NAME = "ErrorBudgetStatus", "errorbudgetstatuses", "current"
 # The writer comes each minute: three that fail in a row leave things as they are, the fourth stops all chaos.
 FRESH = timedelta(minutes=5)
 _WORDS = 500

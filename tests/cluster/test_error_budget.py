@@ -260,13 +260,13 @@ async def test_the_namespaces_that_litmus_hits_are_asked(shop: Shop, spec: kit.J
 
 
 async def test_an_experiment_may_ask_for_more_budgets_but_not_for_another_instead(shop: Shop) -> None:
-    asks = {"budget": {"slo": "bank/slo"}}
+    slo = {"slo": "bank/slo"}
     await shop.budgets(HEALTHY, bank=SPENT)
-    assert "is spent" in await shop.create(shop.experiment(**asks))
+    assert "is spent" in await shop.create(shop.experiment(budget=slo))
     await shop.budgets(SPENT, bank=HEALTHY)
-    assert "is spent" in await shop.create(shop.experiment(**asks))
+    assert "is spent" in await shop.create(shop.experiment(budget=slo))
     await shop.budgets(HEALTHY, bank=HEALTHY)
-    assert await shop.create(shop.experiment(**asks)) == ""
+    assert await shop.create(shop.experiment(budget=slo)) == ""
 
 
 async def test_an_experiment_on_nodes_names_the_slo_that_is_asked(own: ControlPlane, shop: Shop) -> None:
