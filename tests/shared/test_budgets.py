@@ -1,0 +1,317 @@
+"""What is left of an error budget, judged from shares of failed events (from a real Prometheus: tests/cluster)."""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from kreflex.budgets import Budget, budget_of, judge, marks, measure, worst
+from kreflex.budgetstatus import line, status, unsaid, written
+from kreflex.burn import workbook
+from kreflex.errors import UnavailableError
+from kreflex.guards import BudgetLeft
+from kreflex.prom import Metrics
+from kreflex.sloformats import Slo
+from kreflex.views import JSON
+from kreflex.world import World
+from tests.shared.test_guards import SERVES, a_case, an_eviction, refused
+from tests.values import HOUR, NOW, CannedApi, a_policy
+
+MONTH = timedelta(days=30)
+SLO = Slo(
+    "shop",
+    "cart",
+    "cart",
+    "SLO",
+    objective=0.999,
+    errors="e{{.window}}",
+    records="r{{.window}}",
+    alarms=workbook(MONTH),
+)
+QUIET = dict.fromkeys(("5m", "30m", "1h", "2h", "6h", "1d", "3d", "30d"), 0.0002)
+NAN = math.nan
+
+
+class Answers(Metrics):
+    """A Prometheus that has shares of failed events by window, of `r…` or `e…`; others it has not."""
+
+    def __init__(self, **shares: dict[str, float]) -> None:
+        super().__init__("")
+        self.shares = shares
+        self.queries: list[str] = []
+
+    async def vector(self, query: str) -> list[tuple[dict[str, str], float]]:
+        self.queries.append(query)
+        if "down" in self.shares:
+            raise UnavailableError("Prometheus did not answer")
+        (known,) = {one.partition("label_replace(")[2][:1] for one in query.split(" or ")}
+        return [({"kreflex_window": window}, share) for window, share in self.shares.get(known, {}).items()]
+
+
+def judged(**shares: float) -> Budget:
+    """The budget when all windows are quiet but these, named as w5m."""
+    return judge(SLO, {(): {**QUIET, **{window[1:]: share for window, share in shares.items()}}})
+
+
+def test_a_quiet_service_has_budget_left() -> None:
+    assert (judged().why, judged().burning) == ("SLO shop/cart: 80% of the error budget of 30d is left", "none")
+    assert judged().left == pytest.approx(0.8)
+    assert (judged().state, judged().healthy, judged().must_stop) == ("Healthy", True, False)
+
+
+def test_little_left_counts_as_spent() -> None:
+    spent = judged(w30d=0.00081)
+    assert spent.why == "SLO shop/cart: 19% of the error budget of 30d is left, below 20%"
+    assert (spent.state, spent.healthy, spent.must_stop) == ("Spent", False, True)
+    assert judged(w30d=0.003).why == "SLO shop/cart: -200% of the error budget of 30d is left, below 20%"
+    assert judge(SLO, {(): {**QUIET, "30d": 0.00081}}, 0.1).state == "Healthy"
+
+
+@pytest.mark.parametrize(
+    ("shares", "burning", "why"),
+    [
+        ({"w1h": 0.015, "w5m": 0.02}, "page", "it burns 15.0 times too fast over 1h and 5m, more than 14.4 (page)"),
+        ({"w6h": 0.0065, "w30m": 0.0061}, "page", "it burns 6.1 times too fast over 6h and 30m, more than 6 (page)"),
+        ({"w1d": 0.0031, "w2h": 0.004}, "ticket", "it burns 3.1 times too fast over 1d and 2h, more than 3 (ticket)"),
+        ({"w3d": 0.0011, "w6h": 0.0012}, "ticket", "it burns 1.1 times too fast over 3d and 6h, more than 1 (ticket)"),
+        ({"w1h": 0.015, "w5m": 0.02, "w1d": 0.004, "w2h": 0.01}, "page", "it burns 15.0 times too fast over 1h and 5m"),
+    ],
+)
+def test_it_burns_while_both_windows_of_an_alert_do(shares: dict[str, float], burning: str, why: str) -> None:
+    budget = judged(**shares)
+    assert (budget.state, budget.burning) == ("Burning", burning)
+    assert why in budget.why
+    assert budget.why.endswith("80% of the error budget of 30d is left")
+    assert budget.must_stop is (burning == "page")
+    assert not budget.healthy
+
+
+@pytest.mark.parametrize(
+    "shares", [{"w1h": 0.02}, {"w5m": 0.02}, {"w1h": 0.0143, "w5m": 0.0143}, {"w1h": 0.02, "w5m": NAN}]
+)
+def test_one_window_alone_is_no_burn(shares: dict[str, float]) -> None:
+    assert judged(**shares).state == "Healthy"
+
+
+def test_what_is_not_measured_any_more_is_unknown() -> None:
+    shares = {window: share for window, share in QUIET.items() if window != "5m"}
+    budget = judge(SLO, {(): shares})
+    assert budget == Budget(None, "none", "SLO shop/cart: Prometheus has no data of the last 5m: is it still measured?")
+    assert (budget.state, budget.healthy, budget.must_stop) == ("Unknown", False, True)
+
+
+def test_without_any_events_nobody_can_tell() -> None:
+    because = "SLO shop/cart: there were no events within 30d, or Prometheus does not have them"
+    assert judged(w30d=NAN) == Budget(None, "none", because)
+
+
+def test_the_worst_group_counts_and_is_named_and_a_group_without_events_does_not() -> None:
+    grouped = replace(SLO, grouping=("job", "path"))
+    groups: dict[tuple[str, ...], dict[str, float]] = {
+        ("cart", "/"): QUIET,
+        ("cart", "/pay"): {**QUIET, "30d": 0.0009},
+        ("cart", "/old"): dict.fromkeys(QUIET, NAN),
+    }
+    assert judge(grouped, groups).why == (
+        "SLO shop/cart (job=cart, path=/pay): 10% of the error budget of 30d is left, below 20%"
+    )
+
+
+def test_what_stops_most_is_the_worst() -> None:
+    healthy, ticket, page = Budget(0.9, "none", ""), Budget(0.3, "ticket", ""), Budget(0.8, "page", "")
+    spent, unknown = Budget(0.1, "none", ""), Budget(None, "none", "")
+    assert [worst(some) for some in ([healthy, ticket], [ticket, page], [page, spent], [spent, unknown])] == [
+        ticket,
+        page,
+        spent,
+        unknown,
+    ]
+
+
+# Asking
+
+
+async def test_what_is_recorded_is_asked_first_and_suffices() -> None:
+    metrics = Answers(r=QUIET, e={})
+    assert (await measure(SLO, metrics)).state == "Healthy"
+    assert [query.count("label_replace(r") for query in metrics.queries] == [8]
+
+
+async def test_what_is_behind_is_asked_if_not_all_is_recorded() -> None:
+    metrics = Answers(r={"5m": 0.9, "30d": 0.9}, e=QUIET)
+    assert (await measure(SLO, metrics)).left == pytest.approx(0.8)
+    assert len(metrics.queries) == 2
+
+
+async def test_of_a_plug_in_only_what_is_recorded_is_known() -> None:
+    metrics = Answers(r={"5m": 0.0, "30d": 0.0005})
+    assert (await measure(replace(SLO, errors=""), metrics)).left == pytest.approx(0.5)
+    assert len(metrics.queries) == 1
+
+
+async def test_a_prometheus_that_does_not_answer_leaves_it_unknown() -> None:
+    because = "SLO shop/cart: the error budget is unknown: Prometheus did not answer"
+    assert await measure(SLO, Answers(down={})) == Budget(None, "none", because)
+
+
+async def test_a_broken_slo_is_unknown_and_nothing_is_asked() -> None:
+    metrics = Answers(r=QUIET)
+    budget = await measure(replace(SLO, broken="target is missing"), metrics)
+    assert (budget.why, metrics.queries) == ("SLO shop/cart can't be used: target is missing", [])
+
+
+# Whose
+
+
+def an_slo(name: str = "cart", namespace: str = "shop", workloads: str = "") -> JSON:
+    metric = {"metricSource": {"spec": {"query": "e"}}}
+    spec = {
+        "indicator": {"spec": {"ratioMetric": {"raw": metric, "rawType": "failure"}}},
+        "objectives": [{"target": 0.999}],
+    }
+    notes = {"kreflex.dev/workloads": workloads} if workloads else {}
+    return {"metadata": {"name": name, "namespace": namespace, "annotations": notes}, "spec": spec}
+
+
+class Everything(Answers):
+    """A Prometheus in which each SLO is as its name says: `spent`, or healthy."""
+
+    async def vector(self, query: str) -> list[tuple[dict[str, str], float]]:
+        share = 0.002 if "spent" in query else 0.0001
+        return [({"kreflex_window": window}, share) for window in (*QUIET, "1h")]
+
+
+def a_world(*slos: JSON) -> World:
+    paths = {
+        f"/apis/openslo.com/v1/namespaces/{body['metadata']['namespace']}/slos/{body['metadata']['name']}": body
+        for body in slos
+    }
+    return World(CannedApi(paths).world().cluster, Everything())
+
+
+async def state(about: str | dict[str, Any], *slos: JSON, namespace: str = "shop") -> str:
+    return (await budget_of(namespace, about, a_world(*slos))).state
+
+
+async def test_an_slo_is_named_in_its_namespace_or_in_another() -> None:
+    slos = an_slo(), an_slo("spent"), an_slo("spent", "bank")
+    assert await state("cart", *slos) == "Healthy"
+    assert await state("spent", *slos) == "Spent"
+    assert await state("bank/spent", *slos) == "Spent"
+    assert await state("shop/cart", *slos, namespace="") == "Healthy"
+
+
+async def test_a_workload_names_its_slos_and_the_worst_counts() -> None:
+    slos = an_slo(), an_slo("spent")
+    assert await state({"kreflex.dev/slo": "cart"}, *slos) == "Healthy"
+    assert await state({"kreflex.dev/slo": "cart, spent"}, *slos) == "Spent"
+
+
+async def test_an_slo_may_select_its_workloads() -> None:
+    slos = an_slo(), an_slo("spent", workloads="app=cart,tier=web")
+    assert await state({"app": "cart", "tier": "web"}, *slos) == "Spent"
+    assert await state({"kreflex.dev/slo": "cart", "app": "cart", "tier": "web"}, *slos) == "Spent"
+    assert await state({"kreflex.dev/slo": "cart", "app": "cart"}, *slos) == "Healthy"
+
+
+async def test_an_slo_that_is_not_there_is_unknown() -> None:
+    budget = await budget_of("shop", {"kreflex.dev/slo": "cart,checkout"}, a_world(an_slo()))
+    because = "SLO shop/checkout can't be used: it is not there: is it written as its object is called?"
+    assert budget == Budget(None, "none", because)
+
+
+async def test_a_workload_that_no_slo_is_about_is_unknown() -> None:
+    budget = await budget_of("shop", {"app": "cart"}, a_world(an_slo()))
+    because = "no SLO is about it: name one of namespace shop by the annotation kreflex.dev/slo"
+    assert budget == Budget(None, "none", because)
+
+
+async def test_slos_that_can_t_be_read_are_unknown() -> None:
+    api = CannedApi()
+    api.down = True
+    budget = await budget_of("shop", "cart", World(api.world().cluster, Everything()))
+    assert budget.why == "the error budget is unknown: the SLOs can't be read: the API server did not answer"
+
+
+def test_an_object_tells_by_its_marks_and_those_of_its_template() -> None:
+    template = {"metadata": {"labels": {"app": "cart", "a": "1"}, "annotations": {"kreflex.dev/slo": "old"}}}
+    body = {
+        "metadata": {"labels": {"a": "2"}, "annotations": {"kreflex.dev/slo": "cart"}},
+        "spec": {"template": template},
+    }
+    assert marks(body) == {"app": "cart", "a": "2", "kreflex.dev/slo": "cart"}
+    assert marks({"app": "cart"}) == {"app": "cart"}
+
+
+# The guard
+
+
+async def guarded(limits: JSON, *slos: JSON, annotations: dict[str, str] | None = None) -> tuple[str, str] | None:
+    world = a_world(*slos)
+    action = an_eviction(**SERVES, workload={"annotations": annotations or {}})
+    policy = a_policy(limits={"errorBudget": limits})
+    found = await refused(BudgetLeft(world.metrics, world.cluster), a_case(policy, action=action))
+    return None if found is None else (found[0], found[1].partition(". To approve")[0])
+
+
+async def test_a_policy_names_the_slo() -> None:
+    slos = an_slo(), an_slo("spent")
+    assert await guarded({"slo": "cart"}, *slos) is None
+    because = "SLO shop/spent: -100% of the error budget of 30d is left, below 20% (all): a person decides"
+    assert await guarded({"slo": "spent"}, *slos) == ("ErrorBudget", because)
+
+
+async def test_without_a_name_it_is_that_of_the_workload() -> None:
+    slos = an_slo(), an_slo("spent")
+    assert await guarded({}, *slos, annotations={"kreflex.dev/slo": "cart"}) is None
+    found = await guarded({"least": 0.5}, *slos, annotations={"kreflex.dev/slo": "spent"})
+    assert found is not None
+    assert "below 50%" in found[1]
+    unknown = await guarded({}, *slos)
+    assert unknown == (
+        "ErrorBudget",
+        "no SLO is about it: name one of namespace shop by the annotation kreflex.dev/slo (all): a person decides",
+    )
+
+
+def test_a_policy_has_one_way_to_tell() -> None:
+    both = a_policy(limits={"errorBudget": {"slo": "cart", "query": "x"}})
+    assert both.broken == "limits.errorBudget: query and slo exclude each other"
+
+
+# What is written
+
+
+async def test_what_is_written_is_read_again_while_it_is_fresh() -> None:
+    spent = judged(w30d=0.0009)
+    body = status([(SLO, spent), (replace(SLO, namespace=""), spent)], NOW, "kreflex-system")
+    assert body["spec"] == {
+        "observedAt": "2026-05-01T12:00:00.000Z",
+        "freshUntil": "2026-05-01T12:05:00.000Z",
+        "budgets": [
+            {
+                "namespace": "shop",
+                "slo": "cart",
+                "state": "Spent",
+                "burning": "none",
+                "left": "10%",
+                "why": "SLO shop/cart: 10% of the error budget of 30d is left, below 20%",
+            }
+        ],
+    }
+    api = CannedApi({"/apis/kreflex.dev/v1alpha1/namespaces/kreflex-system/errorbudgetstatuses/current": body})
+    reader = api.world().cluster
+    assert await written(reader, "kreflex-system", ["shop/cart", "shop/pay"]) == [
+        line("shop", "cart", spent),
+        unsaid("shop/pay", "there is no SLO shop/pay among those that are written down"),
+    ]
+    api.watch.moment = NOW + HOUR
+    because = "nobody has looked at the error budgets since 2026-05-01 12:00:00 UTC"
+    assert await written(reader, "kreflex-system", ["shop/cart"]) == [unsaid("shop/cart", because)]
+
+
+async def test_what_is_not_written_is_unknown() -> None:
+    because = "there is no ErrorBudgetStatus kreflex-system/current: is CronJob error-budget there?"
+    assert await written(CannedApi().world().cluster, "kreflex-system", ["shop/cart"]) == [unsaid("shop/cart", because)]
