@@ -1,0 +1,169 @@
+"""How a series is unlike its own past: rules on what the experts found, the most telling one first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kreflex.anomaly.detector import CLASSES, About, Bools, Floats, Kinds
+
+_HOUR, _SEASON, _NEAR = 0, 1, 2
+_FULL = 0.9
+_GROWING = frozenset({"memory", "disk"})
+# A rise is a leak where it is so much faster than nearly all that the series did before.
+_FASTER = 1.5
+_HORIZON = 4 * 3600.0
+
+
+class Experts(Protocol):
+    @property
+    def hour(self) -> Floats: ...
+    @property
+    def season(self) -> Floats: ...
+    @property
+    def near(self) -> Floats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is known of the newest samples of each series."""
+
+    values: Floats
+    level: Floats
+    scale: Floats
+    experts: Experts
+    high: Floats
+    rise: Floats
+    still: Floats
+    gone: Floats
+
+    @property
+    def newest(self) -> Floats:
+        return self.values[:, -1]
+
+    @property
+    def expected(self) -> Floats:
+        """What the last hour lets expect."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.newest - self.experts.hour[:, -1] * self.scale)
+
+
+def leaks(view: View, about: About) -> Floats:
+    """Score a rise that goes on and on, of what can be exhausted; 0 where it does not."""
+    if about.kind not in _GROWING:
+        return np.zeros(len(view.values))
+    soon = exhausted_in(view, about) < _HORIZON
+    return np.where(_steady(view.values), view.rise / np.where(soon, 1.0, _FASTER), 0.0)
+
+
+def exhausted_in(view: View, about: About) -> Floats:
+    """In how many seconds the limit is reached at the pace of the last fifty samples; infinite where it is not."""
+    steps = _steps(view.values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        pace = (steps[:, -1] - steps[:, 0]) / (10 * (steps.shape[1] - 1) * about.step)
+        left = np.full(len(pace), np.nan) if about.limit is None else np.asarray(about.limit, float) - view.newest
+        seconds = np.maximum(left, 0) / np.where(pace > 0, pace, np.nan)
+    return np.where(np.isfinite(seconds), seconds, np.inf)
+
+
+def _steps(values: Floats) -> Floats:
+    """Give the means of six times ten samples; NaN where one is missing altogether."""
+    blocks = values[:, -60:].reshape(len(values), 6, 10)
+    there = np.isfinite(blocks)
+    # Divided first: a sum of huge numbers overflows.
+    return np.where(
+        there.any(axis=2),
+        np.where(there, blocks / np.maximum(there.sum(axis=2, keepdims=True), 1), 0).sum(axis=2),
+        np.nan,
+    )
+
+
+def _steady(values: Floats) -> Bools:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((np.diff(_steps(values), axis=1) > 0).all(axis=1))
+
+
+def of(view: View, leak: Floats, score: Floats, about: About) -> Kinds:
+    """Name what is wrong with each series; the first rule that holds."""
+    first = np.select(
+        [~np.isfinite(view.newest), *(holds for _, holds in _rules(view, leak, score, about))],
+        [CLASSES.index("absent"), *(CLASSES.index(name) for name, _ in _rules(view, leak, score, about))],
+        default=CLASSES.index("anomaly"),
+    )
+    return np.asarray(first, dtype=np.uint8)
+
+
+def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[str, Bools]]:
+    hour = view.experts.hour / view.high[:, _HOUR, None]
+    usual = np.nan_to_num(abs(view.experts.season[:, -1]) / view.high[:, _SEASON])
+    out = np.nan_to_num(abs(hour))
+    return [
+        ("flatline", (view.still >= score) & (view.still > 0)),
+        ("saturation", _full(view, about)),
+        ("exhaustion" if about.kind == "disk" else "leak", (leak >= 1) | ((leak > 0) & (leak >= score))),
+        ("dropout", _dropped(view)),
+        ("thrash", _crossings(view) >= 4),
+        ("season", usual > 2 * out[:, -1]),
+        ("level-shift", (out > 0.5).all(axis=1) & (abs(np.sign(hour).sum(axis=1)) == 3) & _stays(view)),
+        ("spike", np.nan_to_num(abs(view.experts.near[:, -1]) / view.high[:, _NEAR]) > 1),
+        ("spike", out[:, -1] > 1),
+    ]
+
+
+def _full(view: View, about: About) -> Bools:
+    if about.limit is None or about.kind not in {"cpu", "memory", "disk", "saturation"}:
+        return np.zeros(len(view.values), bool)
+    limit = np.asarray(about.limit, dtype=float)
+    return np.asarray((limit > 0) & (view.newest >= _FULL * limit))
+
+
+def _dropped(view: View) -> Bools:
+    """Nearly nothing of what was well above nothing."""
+    expected = np.nan_to_num(view.expected)
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = expected > 2 * np.minimum(view.scale, expected) * (view.high[:, _HOUR] > 0)
+    return np.asarray((expected > 0) & far & (np.nan_to_num(view.newest) <= 0.05 * expected))
+
+
+def _stays(view: View) -> Bools:
+    """The last five samples are on the same side of the hour before them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = (view.values[:, -5:] - view.expected[:, None]) / view.scale[:, None]
+    far = np.nan_to_num(off) / view.high[:, _HOUR, None]
+    return np.asarray((far > 0.5).all(axis=1) | (far < -0.5).all(axis=1))
+
+
+def _crossings(view: View) -> Floats:
+    """How often the last fifteen samples went from well above their middle to well below it, or back."""
+    newest = view.values[:, -15:]
+    there = np.isfinite(newest)
+    low = np.where(there, newest, np.inf).min(axis=1, initial=np.inf)
+    high = np.where(there, newest, -np.inf).max(axis=1, initial=-np.inf)
+    some = there.any(axis=1)
+    low, high = np.where(some, low, 0.0), np.where(some, high, 0.0)
+    upper = np.nan_to_num(newest, nan=-np.inf) > (low / 4 + high * 0.75)[:, None]
+    lower = np.nan_to_num(newest, nan=np.inf) < (low * 0.75 + high / 4)[:, None]
+    side = np.where(upper, 1, np.where(lower, -1, 0))
+    place = np.where(side != 0, np.arange(side.shape[1]), 0)
+    held = np.take_along_axis(side, np.maximum.accumulate(place, axis=1), axis=1)
+    return np.asarray((held[:, 1:] * held[:, :-1] < 0).sum(axis=1))
+
+
+def evidence(view: View, leak: Floats, about: About) -> Mapping[str, Floats]:
+    """Numbers for people, in the series' own unit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        usual = view.newest - view.experts.season[:, -1] * view.scale
+        usually_off = view.high[:, _HOUR] * view.scale
+    seconds = np.where(leak > 0, exhausted_in(view, about), np.nan)
+    limit = np.full(len(view.values), np.nan) if about.limit is None else np.asarray(about.limit, dtype=float)
+    return {
+        "value": view.newest,
+        "expected": view.expected,
+        "usual_at_this_time": usual,
+        "usually_off_by_less_than": np.asarray(usually_off),
+        "limit": limit,
+        "seconds_to_limit": np.where(np.isfinite(seconds), seconds, np.nan),
+    }
