@@ -305,8 +305,10 @@ async def replace(patient: Patient, rung: Rung) -> Step | Defer | Refuse | None:
         return await give_up(patient, "Uncordoned", f"somebody has uncordoned {patient.node.name} in the middle of it")
     if not patient.node.unschedulable:
         return CordonNode(**patient.step(patient.story))
-    if silent and load.evictable and patient.took("EvictPods") is None:
-        # They can't end there, but whoever owns them makes others at once, where it may.
+    asked = patient.took("EvictPods")
+    if silent and load.evictable and (asked is None or asked.note == CUT_OFF):
+        # They can't end there, but whoever owns them makes others at once, where it may. Once; but who was cut off may
+        # have asked none of them, and those that he has asked are on their way out.
         return evict(patient, load.evictable, most=0)
     drain = None if silent else await empty(patient, load)
     return drain or await hand_over(patient, behind, rung, forced=silent or not load.empty)

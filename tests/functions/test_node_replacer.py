@@ -229,6 +229,12 @@ async def test_a_silent_kubelet_is_not_waited_for() -> None:
     assert last.deadline == NOW
 
 
+async def test_pods_on_a_silent_node_are_asked_again_if_who_asked_them_was_cut_off() -> None:
+    silent, heard = node(condition(status="Unknown"), ours=True), lease(10 * MINUTE)
+    cut_off = course(CORDON, taken("EvictPods", timedelta(seconds=1), CUT_OFF))
+    assert isinstance(await decision(silent, a_pod(), course=cut_off, objects=heard), EvictPods)
+
+
 async def test_a_kubelet_whose_lease_is_renewed_is_not_silent() -> None:
     heard = lease(timedelta(seconds=10))
     step = await decision(node(condition(status="Unknown"), ours=True), a_pod(), course=course(CORDON), objects=heard)
