@@ -68,10 +68,14 @@ async def test_a_resolved_alert_looks_at_an_open_verdict_and_evicts_nobody(here:
     assert await here.records() == []
     await handled(arc, pod)
     await here.ready_pods("shop", 1)
-    await asyncio.sleep(2)
-    await arc.handle(resolved)
-    (record,) = await here.records()
-    assert record["status"]["verdict"] == "Recovered", record["status"]
+
+    async def verdict() -> str | None:
+        await arc.handle(resolved)
+        (record,) = await here.records()
+        found: str | None = record["status"].get("verdict")
+        return found
+
+    assert await eventually(verdict, "a verdict") == "Recovered"
     assert here.evictions() == [pod["metadata"]["uid"]]
 
 
