@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kreflex.errors import QueryError, UnavailableError
 
 if TYPE_CHECKING:
     from prometheus_api_client import PrometheusConnect
+
+T = TypeVar("T")
+_Asks = Callable[["PrometheusConnect"], object]
 
 _TIMEOUT_SECONDS = 5
 # What a look at many series may take; Prometheus itself gives up after two minutes.
@@ -32,10 +35,10 @@ _BAD_QUERY = (400, 422)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The series of an answer as the API gives them, and what it warns of; `partial` if some series may be missing."""
+class Answer(Generic[T]):
+    """What was read in an answer, and what it warns of; `partial` if some series may be missing."""
 
-    series: list[dict[str, Any]]
+    found: T
     warnings: tuple[str, ...] = ()
     partial: bool = False
 
@@ -52,42 +55,43 @@ class Metrics:
 
     async def scalar(self, query: str) -> float | None:
         """Evaluate a query that yields one number; None when there is no series."""
-        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS))
-        return _one_number(query, answer.series)
+        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS), series_in)
+        return _one_number(query, answer.found)
 
     async def vector(self, query: str) -> list[tuple[dict[str, str], float]]:
         """Evaluate a query that yields several series now: the labels of each and its number, which may be NaN."""
-        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS))
+        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS), series_in)
         if answer.partial:
             raise UnavailableError(f"{query!r} was answered in part: {', '.join(answer.warnings) or 'no reason given'}")
-        return _numbers(query, answer.series)
+        return _numbers(query, answer.found)
 
-    async def instant(self, query: str, at: float) -> Answer:
-        """Evaluate a query that yields many series, at a time."""
+    async def instant(self, query: str, at: float, read: Callable[[bytes], T]) -> Answer[T]:
+        """Evaluate a query that yields many series, at a time; `read` reads the answer, in a thread."""
         params = {"time": f"{at:.3f}", **_bounds()}
-        return await self._ask(query, lambda client: client.custom_query(query, params, _LONG_SECONDS + 1))
+        return await self._ask(query, lambda client: client.custom_query(query, params, _LONG_SECONDS + 1), read)
 
-    async def range(self, query: str, start: float, end: float, step: float) -> Answer:
-        """Evaluate a query at many times."""
+    async def range(self, query: str, start: float, end: float, step: float, read: Callable[[bytes], T]) -> Answer[T]:
+        """Evaluate a query at many times; `read` reads the answer, in a thread."""
         times = (datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
         exact = {"start": f"{start:.3f}", "end": f"{end:.3f}", **_bounds()}
         return await self._ask(
-            query, lambda client: client.custom_query_range(query, *times, f"{step:g}", exact, _LONG_SECONDS + 1)
+            query, lambda client: client.custom_query_range(query, *times, f"{step:g}", exact, _LONG_SECONDS + 1), read
         )
 
-    async def _ask(self, query: str, ask: Callable[[PrometheusConnect], list[dict[str, Any]]]) -> Answer:
+    async def _ask(self, query: str, ask: _Asks, read: Callable[[bytes], T]) -> Answer[T]:
         if not self._url:
             raise UnavailableError("PROMETHEUS_URL is not set")
-        return await asyncio.to_thread(self._answer, query, ask)
+        return await asyncio.to_thread(self._answer, query, ask, read)
 
-    def _answer(self, query: str, ask: Callable[[PrometheusConnect], list[dict[str, Any]]]) -> Answer:
+    def _answer(self, query: str, ask: _Asks, read: Callable[[bytes], T]) -> Answer[T]:
         from prometheus_api_client.exceptions import PrometheusApiClientException  # noqa: PLC0415 - loaded only where it is needed
 
         self._heard.status, self._heard.content = 0, b""
         try:
             client = self._connect()
             client.headers = self._headers()
-            series = ask(client)
+            ask(client)
+            found = read(self._heard.content)
         except (PrometheusApiClientException, OSError, ValueError, KeyError, TypeError) as error:
             kind = QueryError if self._heard.status in _BAD_QUERY else UnavailableError
             raise kind(f"Prometheus did not answer {query!r}: {_said(self._heard.content) or error}") from error
@@ -96,7 +100,7 @@ class Metrics:
         warnings = _warnings(content)
         # Prometheus warns of dubious PromQL in the same place; then nothing is missing.
         partial = _PARTIAL in content or any(not warning.startswith("PromQL ") for warning in warnings)
-        return Answer(series, warnings, partial)
+        return Answer(found, warnings, partial)
 
     def _headers(self) -> dict[str, str]:
         # Not packed: that takes longer than to send it through a cluster's network.
@@ -114,7 +118,6 @@ class Metrics:
         from urllib3.util.retry import Retry  # noqa: PLC0415
 
         if self._client is None:
-            # The client gives the series only, and not what the answer says beside them.
             session = requests.Session()
             session.hooks["response"] = [self._hear]
             # No retries: the answer decides whether to wait, and the event comes again by itself.
@@ -122,7 +125,15 @@ class Metrics:
         return self._client
 
     def _hear(self, response: Any, **_: Any) -> None:
+        """Keep the answer as it is, for the client gives the series only, and as objects: of 10,000, 100 MB."""
         self._heard.status, self._heard.content = response.status_code, response.content
+        response.json = lambda: {"data": {"result": []}}
+
+
+def series_in(content: bytes) -> list[dict[str, Any]]:
+    """Read the series of an answer as the API gives them."""
+    series: list[dict[str, Any]] = json.loads(content)["data"]["result"]
+    return series
 
 
 def _bounds() -> dict[str, str]:

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from kreflex.errors import QueryError, UnavailableError
-from kreflex.prom import Answer, Metrics
+from kreflex.prom import Answer, Metrics, series_in
 
 
 @asynccontextmanager
@@ -113,7 +113,7 @@ VICTORIA = '{"status":"success","isPartial":true,' + NOTHING[len('{"status":"suc
 )
 async def test_a_partial_answer_is_told(text: str, warnings: tuple[str, ...], partial: bool) -> None:
     async with a_server(text) as (url, _):
-        assert await Metrics(url).instant("q", 1.0) == Answer([], warnings, partial)
+        assert await Metrics(url).instant("q", 1.0, series_in) == Answer([], warnings, partial)
 
 
 async def test_who_asks_is_told_in_each_request(tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ async def test_who_asks_is_told_in_each_request(tmp_path: Path) -> None:
     token.write_text("first\n")
     async with a_server(NOTHING) as (url, asked):
         metrics = Metrics(f"{url}/prometheus/", tenant="shop", token_file=str(token))
-        await metrics.instant("q", 1_700_000_000.5)
+        await metrics.instant("q", 1_700_000_000.5, series_in)
         token.write_text("second\n")
-        await metrics.range("q", 60, 180, 60)
+        await metrics.range("q", 60, 180, 60, series_in)
     first, second = asked
     assert [one.headers["X-Scope-OrgID"] for one in asked] == ["shop", "shop"]
     assert [one.headers["Authorization"] for one in asked] == ["Bearer first", "Bearer second"]
@@ -138,7 +138,7 @@ async def test_who_asks_is_told_in_each_request(tmp_path: Path) -> None:
 async def test_a_token_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     async with a_server(NOTHING) as (url, asked):
         with pytest.raises(UnavailableError, match="No such file"):
-            await Metrics(url, token_file=str(tmp_path / "none")).instant("q", 1.0)
+            await Metrics(url, token_file=str(tmp_path / "none")).instant("q", 1.0, series_in)
     assert asked == []
 
 
@@ -146,5 +146,5 @@ async def test_a_token_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
 async def test_a_bad_query_is_told_from_a_prometheus_in_trouble(status: int, kind: type[UnavailableError]) -> None:
     async with a_server('{"status":"error","errorType":"x","error":"parse error: no"}', status) as (url, _):
         with pytest.raises(UnavailableError, match="Prometheus did not answer 'q': parse error: no") as caught:
-            await Metrics(url).instant("q", 1.0)
+            await Metrics(url).instant("q", 1.0, series_in)
     assert type(caught.value) is kind

@@ -16,13 +16,15 @@ import numpy as np
 
 from kreflex.anomaly.detector import Floats
 from kreflex.errors import QueryError
-from kreflex.prom import MOST_SERIES, Metrics
+from kreflex.prom import MOST_SERIES, Metrics, series_in
 
 Labels = Mapping[str, str]
 # Prometheus refuses more (prometheus, web/api/v1/api.go: "exceeded maximum resolution of 11,000 points").
 _MOST_SAMPLES = 11_000
-# Of one answer: about 5 MB as text, and 35 MB as the objects that it is read into.
-_MOST_POINTS = 200_000
+# Of one answer: about 13 MB as text.
+_MOST_POINTS = 500_000
+# These bytes are no part of a label: there the quotes would be escaped.
+_METRIC, _VALUES = b'{"metric":', b',"values":[['
 # How many series there are is known after the first answer.
 _FIRST_SAMPLES = 30
 
@@ -76,10 +78,8 @@ class Samples:
 
     async def instant(self, query: str, at: float) -> Vector:
         """Give the newest sample of each series of a query."""
-        answer = await self._metrics.instant(query, at)
-        rows = _keyed(query, answer.series)
-        values = _numbers(_sample(one) for _, _, one in rows)
-        keys, labels = tuple(key for key, _, _ in rows), tuple(one for _, one, _ in rows)
+        answer = await self._metrics.instant(query, at, lambda content: _vector(query, content))
+        keys, labels, values = answer.found
         return Vector(keys, labels, values, at, answer.warnings, answer.partial)
 
     async def window(self, query: str, end: float, step: float, samples: int, series: int = 0) -> Matrix:
@@ -88,17 +88,16 @@ class Samples:
         It is asked in pieces of time that are small enough for Prometheus, and for the memory here. `series` is how
         many are expected.
         """
-        gathered = _Gathered(query, samples)
+        gathered = _Gathered(query, samples, end, step)
         done, size = 0, _piece(series) if series else _FIRST_SAMPLES
         while done < samples:
             size = min(size, samples - done)
             last = end - done * step
-            answer = await self._metrics.range(query, last - (size - 1) * step, last, step)
-            gathered.take(answer.series, end, step)
+            answer = await self._metrics.range(query, last - (size - 1) * step, last, step, gathered.take)
             gathered.warnings |= dict.fromkeys(answer.warnings)
             gathered.partial |= answer.partial
-            done, size = done + size, _piece(len(answer.series))
-        return gathered.matrix(end, step)
+            done, size = done + size, _piece(answer.found)
+        return gathered.matrix()
 
     async def first_seen(self, query: str, at: float, history: float, grid: float) -> Vector:
         """Tell since when each series is there, within the history and to one step of the grid.
@@ -109,31 +108,58 @@ class Samples:
 
 
 class _Gathered:
-    """The pieces of one window, put in their places."""
+    """The pieces of one window, put in their places as they are read.
 
-    def __init__(self, query: str, samples: int) -> None:
+    They are not read into objects first: a window of 10,000 series would be 100 MB of them.
+    """
+
+    def __init__(self, query: str, samples: int, end: float, step: float) -> None:
         self._query = query
         self._samples = samples
-        self._rows: dict[str, tuple[Labels, Floats]] = {}
+        self._end = end
+        self._step = step
+        self._named: list[tuple[str, Labels]] = []
+        self._places: dict[bytes, int] = {}
+        self._values = np.full((0, samples), np.nan)
         self.warnings: dict[str, None] = {}
         self.partial = False
 
-    def take(self, series: Sequence[dict[str, Any]], end: float, step: float) -> None:
-        for key, labels, one in _keyed(self._query, series):
-            if key not in self._rows:
-                self._rows[key] = (labels, np.full(self._samples, np.nan))
-            points = one.get("values") or ()
-            places = [self._samples - 1 - round((end - at) / step) for at, _ in points]
-            self._rows[key][1][places] = _numbers(value for _, value in points)
+    def take(self, content: bytes) -> int:
+        """Read one answer; tell how many series it has."""
+        series = _texts(content)
+        self._know([labels for labels, _ in series if labels not in self._places])
+        for labels, points in series:
+            self._put(self._values[self._places[labels]], points)
+        return len(series)
 
-    def matrix(self, end: float, step: float) -> Matrix:
-        keys = tuple(sorted(self._rows))
-        labels = tuple(self._rows[key][0] for key in keys)
-        values = np.empty((len(keys), self._samples))
-        for place, key in enumerate(keys):
-            # Popped, so that there are not two of everything.
-            values[place] = self._rows.pop(key)[1]
-        return Matrix(keys, labels, values, end, step, tuple(self.warnings), self.partial)
+    def _know(self, fresh: Sequence[bytes]) -> None:
+        """Give those that were in no piece before a row each, all empty."""
+        named = _keyed(self._query, [json.loads(text) for text in fresh])
+        self._places |= {fresh[row]: len(self._named) + place for place, (_, _, row) in enumerate(named)}
+        self._named += [(key, labels) for key, labels, _ in named]
+        self._values = np.concatenate((self._values, np.full((len(named), self._samples), np.nan)))
+
+    def matrix(self) -> Matrix:
+        order = sorted(range(len(self._named)), key=lambda row: self._named[row][0])
+        keys, labels = tuple(self._named[row][0] for row in order), tuple(self._named[row][1] for row in order)
+        _differ(self._query, keys)
+        # Most often they all were in the first piece.
+        values = self._values if order == list(range(len(order))) else self._values[order]
+        values[~np.isfinite(values)] = np.nan
+        return Matrix(keys, labels, values, self._end, self._step, tuple(self.warnings), self.partial)
+
+    def _put(self, row: Floats, points: bytes) -> None:
+        # Times and values in turn: `1700000000,"1.5"],[1700000060,"2"`.
+        parts = points.split(b'"')
+        values = np.array(parts[1::2], dtype=float)
+        first, last = self._place(parts[0]), self._place(parts[-3])
+        if last - first == len(values) - 1:
+            row[first : last + 1] = values
+        else:
+            row[[self._place(part) for part in parts[:-1:2]]] = values
+
+    def _place(self, text: bytes) -> int:
+        return self._samples - 1 - round((self._end - float(text.strip(b"],["))) / self._step)
 
 
 def tick_of(now: float, step: float) -> float:
@@ -171,16 +197,16 @@ def _piece(series: int) -> int:
     return max(1, min(_MOST_SAMPLES, _MOST_POINTS // max(series, 1)))
 
 
-def _keyed(query: str, series: Sequence[dict[str, Any]]) -> list[tuple[str, Labels, dict[str, Any]]]:
+def _vector(query: str, content: bytes) -> tuple[tuple[str, ...], tuple[Labels, ...], Floats]:
+    series = series_in(content)
     if any(not isinstance(one, dict) for one in series):
         raise QueryError(f"{query!r} yields a plain number, not series: put vector() around it")
-    if len(series) > MOST_SERIES:
-        raise QueryError(f"{query!r} yields {len(series)} series, {MOST_SERIES} are borne: narrow or aggregate it")
-    rows = sorted(((key_of(one["metric"]), one["metric"], one) for one in series), key=lambda row: row[0])
-    for (one, _, _), (other, _, _) in itertools.pairwise(rows):
-        if one == other:
-            raise QueryError(f"{query!r} yields {one} twice, under two metric names: keep the name in another label")
-    return rows
+    named = _keyed(query, [one["metric"] for one in series])
+    keys = tuple(key for key, _, _ in named)
+    _differ(query, keys)
+    values = np.array([_sample(series[row]) for _, _, row in named], dtype=float)
+    values[~np.isfinite(values)] = np.nan
+    return keys, tuple(labels for _, labels, _ in named), values
 
 
 def _sample(one: dict[str, Any]) -> str:
@@ -188,11 +214,41 @@ def _sample(one: dict[str, Any]) -> str:
     return str(one["value"][1]) if "value" in one else "NaN"
 
 
-def _numbers(texts: Iterable[str]) -> Floats:
-    """Read samples; what is not finite is missing: it is a division by nothing, or a marker."""
-    values = np.fromiter((float(text) for text in texts), dtype=float)
-    values[~np.isfinite(values)] = np.nan
-    return values
+def _texts(content: bytes) -> list[tuple[bytes, bytes]]:
+    """Find the labels and the samples of each series of a range query's answer, as the text that they are."""
+    found, at = [], content.find(_METRIC)
+    while at >= 0:
+        begin = content.find(_VALUES, at)
+        end = content.find(b"]]", begin)
+        labels = content[at + len(_METRIC) : begin]
+        # All of them write it without spaces. What has no samples, but a native histogram, has no values.
+        if begin < 0 or end < 0 or _METRIC in labels:
+            return _texts_of_objects(content)
+        found.append((labels, content[begin + len(_VALUES) : end]))
+        at = content.find(_METRIC, end)
+    return found or _texts_of_objects(content)
+
+
+def _texts_of_objects(content: bytes) -> list[tuple[bytes, bytes]]:
+    """Do the same for what is written in another way; slowly."""
+    series = [one for one in series_in(content) if one.get("values")]
+    return [
+        (json.dumps(one["metric"]).encode(), "],[".join(f'{at},"{value}"' for at, value in one["values"]).encode())
+        for one in series
+    ]
+
+
+def _keyed(query: str, labels: Sequence[Labels]) -> list[tuple[str, Labels, int]]:
+    """Give key and labels of each series in the order of the keys, and which one it is."""
+    if len(labels) > MOST_SERIES:
+        raise QueryError(f"{query!r} yields {len(labels)} series, {MOST_SERIES} are borne: narrow or aggregate it")
+    return sorted(((key_of(one), one, row) for row, one in enumerate(labels)), key=lambda named: named[0])
+
+
+def _differ(query: str, keys: Sequence[str]) -> None:
+    for one, other in itertools.pairwise(keys):
+        if one == other:
+            raise QueryError(f"{query!r} yields {one} twice, under two metric names: keep the name in another label")
 
 
 def _ordered(values: Floats, keys: Sequence[str], wanted: Sequence[str]) -> Floats:
