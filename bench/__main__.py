@@ -13,7 +13,19 @@ from typing import Any
 from bench import surroundings
 
 _SPEED = ("reflex", "cold-start", "memory", "duplicates", "irrelevant")
-NAMES = (*_SPEED, "storm", "once-only", "storm-pods", "idle", "faults", "fleet", "drain", "rollback", "chaos")
+NAMES = (
+    *_SPEED,
+    "storm",
+    "once-only",
+    "storm-pods",
+    "idle",
+    "faults",
+    "fleet",
+    "drain",
+    "rollback",
+    "chaos",
+    "anomaly-speed",
+)
 _OPTIONS = {"chaos": ("only",), "faults": ("only", "strikes"), "rollback": ("only", "verbose")}
 RESULTS = Path(__file__).parent / "results"
 

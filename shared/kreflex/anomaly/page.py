@@ -35,7 +35,8 @@ h3 { font-size: 15px; margin: 28px 0 2px; overflow-wrap: anywhere; }
 p { margin: 4px 0; } .faint { color: var(--faint); font-size: 13px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--faint); font-weight: 500; font-size: 13px; } td.n, th.n { text-align: right; }
+th { color: var(--faint); font-weight: 500; font-size: 13px; } td.n, th.n { text-align: right; white-space: nowrap; }
+.short td:not(:nth-child(4)) { white-space: nowrap; overflow-wrap: normal; }
 td { overflow-wrap: anywhere; } .wide { overflow-x: auto; }
 svg { width: 100%; height: auto; display: block; } code { font-size: 13px; }
 .line { stroke: var(--line); stroke-width: 1.3; } .loud { fill: var(--loud); } .strip { stroke: var(--faint);
@@ -95,7 +96,7 @@ def _anomalies(replay: Replay) -> str:
         return ""
     rows = [_anomaly(one) for one in replay.raised[:_ROWS]]
     head = _head(["Since", "Target", "Class", "What was seen", "Leads to"], ["Minutes", "Score"])
-    table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+    table = f'<div class="wide"><table class="short">{head}{"".join(rows)}</table></div>'
     return f"<h2>Anomalies{_of_all(len(replay.raised), _ROWS)}</h2>{table}"
 
 
