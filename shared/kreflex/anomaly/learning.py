@@ -30,8 +30,8 @@ _PIECE = 60
 _PIECES = 6
 # Of all answers that one batch of new series is learnt from: 110 MB as text, read in pieces.
 _POINTS = 4_000_000
-# How much is learnt before the time is looked at.
-_BATCH = 500
+# How many are learnt before the time is looked at; it bounds the memory that a detector needs, too.
+_BATCH = 1000
 # A series is new in the cluster, and not only to us, if it is younger than this many samples.
 _YOUNG = 120
 _RELATIVES = 4
@@ -237,21 +237,33 @@ class _Course:
         return replace(bundle, tick=at), updated
 
     async def _piece_learnt(self, bundle: Bundle, at: float, limit: Vector | None) -> tuple[Bundle, int]:
-        samples = _PIECE + self.detector.window - 1
-        window = await self.samples.window(self.signal.query, at, self.step, samples, len(bundle.keys))
+        window = await self._recent(bundle, at)
         recent, labels = _aligned(window, bundle.keys)
         # Those that are too far behind learn anew; those that are ahead of this piece have just learnt.
         due = np.flatnonzero((bundle.until < at) & (bundle.until >= self.tick - (_PIECES + 1) * self.piece))
         due = due[np.isfinite(recent[due, -_PIECE:]).any(axis=1)]
-        if not len(due):
-            return bundle, 0
-        named = [labels[row] for row in due]
-        mask = self._mask(window.times, named) | (window.times[None, :] <= bundle.until[due][:, None])
-        # The samples before the piece were learnt by the piece before; they are there to look back at.
-        mask[:, :-_PIECE] &= self._mask(window.times, named)[:, :-_PIECE]
-        about = self._about(self.step, at, named, limit)
-        state = await asyncio.to_thread(self.detector.update, bundle.state[due], recent[due], about, _any(mask))
-        return _with(bundle, due, state, at), len(due)
+        return await self._taught(bundle, due, window, recent, labels, limit), len(due)
+
+    async def _recent(self, bundle: Bundle, at: float) -> Matrix:
+        samples = _PIECE + self.detector.window - 1
+        return await self.samples.window(self.signal.query, at, self.step, samples, len(bundle.keys))
+
+    async def _taught(
+        self, bundle: Bundle, due: _Rows, window: Matrix, recent: Floats, labels: Sequence[Labels], limit: Vector | None
+    ) -> Bundle:
+        """Let these rows learn on from the newest samples; not from those that they have learnt from before."""
+        state = bundle.state.copy()
+        for at in range(0, len(due), _BATCH):
+            some = due[at : at + _BATCH]
+            named = [labels[row] for row in some]
+            mask = self._mask(window.times, named)
+            # What was before the piece is there to look back at.
+            mask[:, -_PIECE:] |= window.times[None, -_PIECE:] <= bundle.until[some][:, None]
+            about = self._about(self.step, window.end, named, limit)
+            state[some] = await asyncio.to_thread(self.detector.update, state[some], recent[some], about, _any(mask))
+        until = bundle.until.copy()
+        until[due] = window.end
+        return replace(bundle, state=state, until=until)
 
     async def _with_new(
         self, bundle: Bundle, current: Vector, wanted: Sequence[int], limit: Vector | None
@@ -322,15 +334,12 @@ class _Course:
 
     async def _refined(self, bundle: Bundle, limit: Vector | None) -> Bundle:
         """Show what was learnt from samples that are far apart some that are not."""
-        samples = _PIECE + self.detector.window - 1
-        window = await self.samples.window(self.signal.query, self.tick, self.step, samples, len(bundle.keys))
+        window = await self._recent(bundle, self.tick)
         recent, labels = _aligned(window, bundle.keys)
         due = np.flatnonzero((bundle.until == self.tick) & np.isfinite(recent).any(axis=1))
-        named = [labels[row] for row in due]
-        about = self._about(self.step, self.tick, named, limit)
-        mask = _any(self._mask(window.times, named))
-        state = await asyncio.to_thread(self.detector.update, bundle.state[due], recent[due], about, mask)
-        return _with(bundle, due, state, self.tick)
+        fresh = replace(bundle, until=np.where(bundle.until == self.tick, 0, bundle.until))
+        taught = await self._taught(fresh, due, window, recent, labels, limit)
+        return replace(taught, until=bundle.until)
 
     def _relatives(self, bundle: Bundle, current: Vector, rows: Sequence[int]) -> list[int]:
         """Tell some known series of each group of siblings that a new one belongs to."""
@@ -409,13 +418,6 @@ def _aligned(window: Matrix, keys: Sequence[str]) -> tuple[Floats, list[Labels]]
 def _chosen(bundle: Bundle, rows: _Rows) -> Bundle:
     keys = tuple(bundle.keys[row] for row in rows)
     return replace(bundle, keys=keys, state=bundle.state[rows], until=bundle.until[rows], seen=bundle.seen[rows])
-
-
-def _with(bundle: Bundle, rows: _Rows, state: State, until: float) -> Bundle:
-    """Give the bundle with other states in these rows."""
-    states, untils = bundle.state.copy(), bundle.until.copy()
-    states[rows], untils[rows] = state, until
-    return replace(bundle, state=states, until=untils)
 
 
 def _merged(bundle: Bundle, keys: Sequence[str], state: State, tick: float) -> Bundle:
