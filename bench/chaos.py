@@ -32,10 +32,10 @@ from lab.workloads import deployment
 FOLDER, ACCOUNT = "chaos_runner", "chaos-runner"
 OPT_IN, MARK = "kreflex.dev/chaos", "kreflex.dev/chaos-experiment"
 HOME = "kreflex-system"
-TTL = 40
+TTL = 60
 # What a look and a write may take beyond it, on a machine that is busy with all the others.
 SLACK = timedelta(seconds=10)
-WIDTH = 6
+WIDTH = 4
 RUNS = 100
 PING = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/bench", "ce-type": "dev.knative.sources.ping"}
 Moment = Literal["before", "after", "late"]

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from kreflex.chaos.experiments import read_experiment
 from kreflex.chaos.report import html, markdown
 from lab import chaos_engines, rollouts, workloads
 from lab.api import eventually
+from lab.errors import LabError
 from lab.rollouts import PAUSE, weight
 from lab.scenarios.bad_canary import COMPARISON, REPLICAS, SHARE, Canary, scraped
 from lab.scenarios.place import Json, Place, is_ready
@@ -98,6 +100,15 @@ def _at_least(name: str, count: int, *when: str) -> Json:
 
 class Isolable(Canary):
     """A canary all of whose requests fail while a NetworkPolicy keeps them from its pods; else none does."""
+
+    async def flow(self) -> None:
+        """Send requests until somebody stops it; who can't look at the Rollout for a moment looks again."""
+        while True:
+            try:
+                await super().flow()
+            except (LabError, OSError, TimeoutError, aiohttp.ClientError, KeyError) as error:
+                say(f"the traffic stands for a moment: {error!r}")
+                await asyncio.sleep(0.5)
 
     def _send(self, number: int, new: list[Json], old: list[Json]) -> None:
         pods = new if bool(new) and number % 100 < self.share else old

@@ -1,10 +1,16 @@
 """What the tests of chaos build with: a runner in this process under its own account, and experiments."""
 
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import yaml
+from aiohttp import web
+
+from kreflex.budgets import TAG
 from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Transport, Writer
@@ -43,13 +49,19 @@ async def install(plane: ControlPlane) -> None:
 
 
 @asynccontextmanager
-async def runner(plane: ControlPlane, transport: type[Transport] = Transport, **given: Any) -> AsyncIterator[Runner]:
+async def runner(
+    plane: ControlPlane,
+    transport: type[Transport] = Transport,
+    prometheus_url: str = "",
+    terms: Terms = TERMS,
+    **given: Any,
+) -> AsyncIterator[Runner]:
     """A runner with its own account's rights and no others."""
     config = await plane.kubeconfig_for("kreflex-system", FUNCTION)
     made = transport(load_credentials(str(config)), **given)
     try:
-        world = World(Reader(made), Metrics(""), FUNCTION)
-        yield Runner(world, Writer(made), TERMS)
+        world = World(Reader(made), Metrics(prometheus_url), FUNCTION)
+        yield Runner(world, Writer(made), terms)
     finally:
         await made.close()
 
@@ -111,3 +123,63 @@ def home_policy() -> tuple[str, kit.Json]:
             "spec": {"mode": "Auto", "functions": [FUNCTION], "scope": {"namespaces": ["kreflex-system"]}},
         },
     )
+
+
+class Prometheus:
+    """Answers each query as if the share `errors` of all requests failed, in every window; None is no answer at all."""
+
+    def __init__(self) -> None:
+        self.errors: float | None = 0.0
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer one query: one sample for each window that it asks for."""
+        if self.errors is None:
+            return web.Response(status=503)
+        asked = {**request.query, **await request.post()}
+        windows = re.findall(r'"(\d+[smhdw])"', str(asked["query"])) or [""]
+        sample = [time.time(), str(self.errors)]
+        result = [{"metric": {TAG: window} if window else {}, "value": sample} for window in dict.fromkeys(windows)]
+        return web.json_response({"status": "success", "data": {"resultType": "vector", "result": result}})
+
+
+@asynccontextmanager
+async def prometheus() -> AsyncIterator[Prometheus]:
+    """A server that speaks Prometheus' API, on loopback."""
+    made = Prometheus()
+    application = web.Application()
+    application.router.add_route("*", "/api/v1/query", made.answer)
+    serving = web.AppRunner(application, access_log=None)
+    await serving.setup()
+    await web.TCPSite(serving, "127.0.0.1", 0).start()
+    made.url = f"http://127.0.0.1:{serving.addresses[0][1]}"
+    try:
+        yield made
+    finally:
+        await serving.cleanup()
+
+
+async def slo(plane: ControlPlane, namespace: str, app: str) -> str:
+    """Write an SLO of an app of a namespace down; its name."""
+    ratio = {"counter": True, "bad": _source(f'bad{{app="{app}"}}'), "total": _source(f'all{{app="{app}"}}')}
+    document = {
+        "apiVersion": "openslo/v1",
+        "kind": "SLO",
+        "metadata": {"name": app, "namespace": namespace, "annotations": {"kreflex.dev/workloads": f"app={app}"}},
+        "spec": {
+            "service": app,
+            "indicator": {"spec": {"ratioMetric": ratio}},
+            "timeWindow": [{"duration": "30d", "isRolling": True}],
+            "budgetingMethod": "Occurrences",
+            "objectives": [{"target": 0.999}],
+        },
+    }
+    name = f"slos-{namespace}"
+    meta = {"name": name, "labels": {"kreflex.dev/slos": "true"}}
+    body = {"metadata": meta, "data": {"slo.yaml": yaml.safe_dump(document)}}
+    await plane.api.post("/api/v1/namespaces/kreflex-system/configmaps", body)
+    return app
+
+
+def _source(query: str) -> kit.Json:
+    return {"metricSource": {"type": "Prometheus", "spec": {"query": query}}}

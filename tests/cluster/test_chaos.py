@@ -1,19 +1,27 @@
 """Experiments on a real API server, by chaos-runner's own account."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from kreflex.chaos import experiments
 from kreflex.chaos.changes import value
-from kreflex.chaos.runner import Runner
-from lab import nodes
-from lab.api import eventually
+from kreflex.chaos.orphans import Orphans
+from kreflex.chaos.runner import Runner, Terms
+from kreflex.cluster import Transport, Writer
+from kreflex.credentials import load_credentials
+from kreflex.errors import DeniedError
+from lab import chaos_engines, nodes
+from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from tests import kit
 from tests.cluster import chaos
+from tests.mortal import CutError, Mortal
 
 POD = ("spec", "template", "spec", "containers", "name=app")
 
@@ -172,3 +180,189 @@ async def test_a_leader_loses_a_lease_that_has_opted_in_by_itself(ready: Control
     assert [one.target.name for one in ended.status.injected] == [name]
     assert (after["spec"].get("holderIdentity", ""), chaos.notes(after)) == ("", {})
     assert (await ready.api.get(f"{path}/{name}-other"))["spec"]["holderIdentity"] == "someone"
+
+
+async def refusal(runner: Runner, shop: kit.Place, **spec: Any) -> tuple[str, str | None, str | None]:
+    """Wake the runner once for a new experiment; its phase, and who says why not."""
+    made = await chaos.make(shop.plane, shop.name, f"no-{uuid.uuid4().hex[:6]}", **spec)
+    await runner.go_on(made.namespace, made.name)
+    status = (await chaos.read(shop.plane, shop.name, made.name)).status
+    return status.phase, status.guard, status.reason
+
+
+async def test_does_not_begin_and_says_why(shop: kit.Place, runner: Runner) -> None:
+    await shop.deployment("cart", 1)
+    kill: dict[str, Any] = {"fault": {"kind": "PodKill"}}
+    never = {"name": "never", "object": {"name": "cart", "path": "status.readyReplicas", "value": "7"}}
+    assert await refusal(runner, shop, **kill, amount="50%") == (
+        "Refused",
+        "Targets",
+        "50% of 1 that may be hit is none",
+    )
+    assert await refusal(runner, shop, **kill, probes=[never]) == (
+        "Refused",
+        "SteadyState",
+        "not steady before it: never: 1 == 7",
+    )
+    assert (await refusal(runner, shop, **kill, targets={"names": ["other"]}))[:2] == ("Refused", "Targets")
+    assert (await refusal(runner, shop, fault={"kind": "Image"}))[:2] == ("Refused", "Spec")
+    assert (await refusal(runner, shop, fault={"kind": "Cordon"}))[:2] == ("Refused", "Scope")
+    assert (await refusal(runner, shop, **kill, hours={"days": ["Mon"], "begin": "00:00", "end": "00:00"}))[:2] == (
+        "Pending",
+        "Hours",
+    )
+    assert (await refusal(runner, shop, **kill, withoutBudget=None))[:2] == ("Pending", "ErrorBudget")
+    await shop.policy(mode="DryRun")
+    assert (await refusal(runner, shop, **kill))[:2] == ("Pending", "DryRun")
+    await shop.policy(frozen=True)
+    assert (await refusal(runner, shop, **kill))[:2] == ("Pending", "Frozen")
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{shop.name}/leases"
+    assert (await shop.plane.api.get(leases))["items"] == []
+    deleted = [entry for entry in shop.writes("chaos-runner") if entry["verb"] == "delete"]
+    assert {entry["objectRef"]["resource"] for entry in deleted} <= {"leases"}
+
+
+async def test_hits_nothing_where_nobody_has_opted_in(ready: ControlPlane, runner: Runner) -> None:
+    here = await kit.place(ready)
+    await here.deployment("cart", 2)
+    assert (await refusal(runner, here, fault={"kind": "PodKill"}))[:2] == ("Refused", "Targets")
+
+
+async def test_the_api_server_denies_chaos_runner_what_has_not_opted_in(ready: ControlPlane) -> None:
+    here = await kit.place(ready)
+    (pod,) = await here.deployment("cart", 1)
+    config = await ready.kubeconfig_for("kreflex-system", "chaos-runner")
+    transport = Transport(load_credentials(str(config)))
+    writer = Writer(transport)
+    deployment = f"/apis/apps/v1/namespaces/{here.name}/deployments/cart"
+    try:
+        with pytest.raises(DeniedError, match="nobody has opted in"):
+            await writer.delete(f"/api/v1/namespaces/{here.name}/pods/{pod['metadata']['name']}", {})
+        with pytest.raises(DeniedError, match="nobody has opted in"):
+            await writer.merge(deployment, {"spec": {"replicas": 0}})
+        await chaos.opt_in(here)
+        with pytest.raises(DeniedError, match=r"carries the annotation kreflex\.dev/chaos-experiment"):
+            await writer.merge(deployment, {"spec": {"replicas": 0}})
+        note = {"metadata": {"annotations": {"kreflex.dev/chaos-experiment": "x"}}, "spec": {"paused": True}}
+        with pytest.raises(DeniedError, match=r"only spec\.replicas, spec\.template may change"):
+            await writer.merge(deployment, note)
+    finally:
+        await transport.close()
+
+
+async def test_a_budget_that_is_burnt_in_the_middle_aborts_and_all_is_as_before(ready: ControlPlane) -> None:
+    shop = await kit.place(ready)
+    await chaos.opt_in(shop)
+    await shop.deployment("cart", 1)
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    before = await ready.api.get(path)
+    async with chaos.prometheus() as burning, chaos.runner(ready, prometheus_url=burning.url) as runner:
+        name = await chaos.slo(ready, shop.name, "cart")
+        spec: dict[str, Any] = {
+            "fault": {"kind": "Image", "image": "shop:2"},
+            "budget": {"slo": name},
+            "withoutBudget": None,
+        }
+        made = await chaos.make(ready, shop.name, **spec, duration="50s")
+        waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
+        await eventually(lambda: chaos.injected(ready, path), "the fault", 20)
+        burning.errors = 0.5
+        await waking
+        ended = await chaos.read(ready, shop.name)
+        again = await refusal(runner, shop, **spec)
+    after = await ready.api.get(path)
+    assert (ended.status.phase, ended.status.verdict) == ("Aborted", "Failed"), ended.status
+    assert (ended.status.aborted or "").startswith("ErrorBudget: Spent: ")
+    assert [one.state for one in ended.status.injected] == ["Reverted"]
+    assert ended.status.budget[0].left == 1.0
+    assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
+    assert again[:2] == ("Pending", "ErrorBudget")
+
+
+async def test_one_that_is_deleted_goes_when_all_is_taken_back(shop: kit.Place, runner: Runner) -> None:
+    await shop.deployment("cart", 1)
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    before = await shop.plane.api.get(path)
+    made = await chaos.make(shop.plane, shop.name, fault={"kind": "ScaleToZero"}, duration="50s")
+    waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    with contextlib.suppress(Refused):
+        await shop.plane.api.delete(experiments.path(shop.name, "storm"))
+    await waking
+
+    async def gone() -> bool:
+        await runner.go_on(made.namespace, made.name)
+        return await shop.plane.api.find(experiments.path(shop.name, "storm")) is None
+
+    await eventually(gone, "the end of the experiment", 40)
+    after = await shop.plane.api.get(path)
+    assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
+
+
+async def test_what_no_experiment_answers_for_is_taken_back_from_the_object_itself(
+    shop: kit.Place, runner: Runner
+) -> None:
+    await shop.deployment("cart", 1)
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    before = await shop.plane.api.get(path)
+    made = await chaos.make(shop.plane, shop.name, fault={"kind": "Image", "image": "shop:2"}, duration="50s")
+    waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    waking.cancel()
+    await asyncio.gather(waking, return_exceptions=True)
+    where = experiments.path(shop.name, "storm")
+    await shop.plane.api.patch(where, {"metadata": {"finalizers": None}})
+    await shop.plane.api.delete(where)
+    orphans = Orphans(runner._world, runner._writer)
+    assert await orphans.take_back() == []
+    after = await shop.plane.api.get(path)
+    assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
+
+
+async def test_a_process_that_dies_at_any_write_leaves_nothing_behind(shop: kit.Place) -> None:
+    """A few of the writes; `python -m bench chaos` has all of them, of all faults."""
+    await shop.deployment("cart", 1)
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    before = await shop.plane.api.get(path)
+    hasty = Terms(timedelta(seconds=2), timedelta(seconds=25), frozenset())
+    for last, arrives in ((4, True), (5, False), (5, True), (6, False)):
+        name = f"cut-{last}-{arrives}".lower()
+        made = await chaos.make(shop.plane, shop.name, name, fault={"kind": "Image", "image": "shop:2"}, duration="6s")
+        async with chaos.runner(shop.plane, Mortal, terms=hasty, last=last, arrives=arrives) as mortal:
+            with pytest.raises(CutError):
+                await mortal.go_on(made.namespace, made.name)
+        async with chaos.runner(shop.plane, terms=hasty) as heir:
+            ended = await chaos.play(heir, made)
+        after = await shop.plane.api.get(path)
+        assert {one.state for one in ended.status.injected} == {"Reverted"}, ended.status
+        assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
+
+
+async def test_an_engine_is_made_followed_stopped_and_gone(shop: kit.Place, runner: Runner) -> None:
+    silent: list[str] = []
+
+    async def silence(names: list[str]) -> None:
+        silent.extend(names)
+
+    async def heal(names: list[str]) -> None:
+        silent[:] = [name for name in silent if name not in names]
+
+    env = [{"name": "TARGET_NODE", "value": "node-7"}]
+    fault = {"name": "kubelet-service-kill", "spec": {"components": {"env": env}}}
+    engine = {"kind": "ChaosEngine", "spec": {"experiments": [fault]}}
+    async with chaos_engines.litmus(shop.plane, silence, heal):
+        made = await chaos.make(
+            shop.plane, shop.name, fault={"kind": "Engine", "engine": engine}, targets={"selector": {}}, duration="3s"
+        )
+        waking = asyncio.create_task(chaos.play(runner, made))
+
+        async def hit() -> list[str]:
+            return [*silent]
+
+        during = await eventually(hit, "the engine's fault", 20)
+        ended = await waking
+        left = (await shop.plane.api.get(chaos_engines.ENGINES))["items"]
+    told = [line.text for line in ended.status.timeline if line.word == "fault"]
+    assert during == ["node-7"]
+    assert (ended.status.verdict, silent, left) == ("Passed", [], [])
+    assert "ChaosEngine initialized: kubelet-service-kill Running Awaited" in told

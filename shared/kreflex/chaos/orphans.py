@@ -11,13 +11,14 @@ from kreflex.chaos.experiments import INJECTED, PRIOR, REVERT_BY, Experiments, I
 from kreflex.chaos.faults import Changing, Hands
 from kreflex.chaos.targets import place, ref_of
 from kreflex.cluster import Writer
-from kreflex.errors import ApiError, KreflexError, OutageError
+from kreflex.errors import ApiError, ConflictError, KreflexError, OutageError
 from kreflex.records import Target
 from kreflex.views import JSON, moment
 from kreflex.world import World
 
 KINDS = ("Node", "Pod", "Deployment", "StatefulSet", "ConfigMap", "Lease")
 _POLICIES = "NetworkPolicy"
+_TRIES = 5
 
 
 class Orphans:
@@ -59,13 +60,19 @@ class Orphans:
         return () if kind == "Node" else only
 
     async def _one(self, kind: str, body: JSON) -> str:
-        mark = body["metadata"]["annotations"][INJECTED]
-        try:
-            if await self._looked_after(mark, body):
-                return ""
-            return await self._remove(body) if kind == _POLICIES else await self._restore(kind, body, mark)
-        except (KreflexError, ValueError) as error:
-            return f"{kind} {body['metadata']['name']} is left as {mark} made it: {error}"
+        mark, because = body["metadata"]["annotations"][INJECTED], ""
+        for _ in range(_TRIES):
+            try:
+                if await self._looked_after(mark, body):
+                    return ""
+                return await self._remove(body) if kind == _POLICIES else await self._restore(kind, body, mark)
+            except ConflictError as error:
+                # Its controller writes its status all the time.
+                because = str(error)
+            except (KreflexError, ValueError) as error:
+                because = str(error)
+                break
+        return f"{kind} {body['metadata']['name']} is left as {mark} made it: {because}"
 
     async def _looked_after(self, mark: str, body: JSON) -> bool:
         """Tell whether an experiment is at it, and its time is not over."""

@@ -19,6 +19,7 @@ from kreflex.chaos.experiments import (
     TIMELINE,
     Experiment,
     Experiments,
+    ExperimentSpec,
     Injection,
     Level,
     Line,
@@ -44,8 +45,9 @@ AGAIN = timedelta(seconds=5)
 _SLACK = timedelta(minutes=2)
 # What of a call is kept for its last writes.
 _RESERVE = timedelta(seconds=3)
-_BUDGET_EVERY = timedelta(seconds=10)
+_BUDGET_EVERY = timedelta(seconds=4)
 _STEP = timedelta(seconds=1)
+_LOOK = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Runner:
 
     async def _start(self, held: Experiment, probed: tuple[Probed, ...], count: int) -> Experiment:
         spec, now = held.wants, self.now()
-        longest = max(spec.duration, spec.expects.within if spec.expects else timedelta())
+        longest = _longest(spec)
         return await self._save(
             held,
             ("began", f"{spec.fault.kind}, {spec.amount} of {count}, for {longest.total_seconds():g} s at most"),
@@ -186,7 +188,7 @@ class Runner:
             score=None,
             run=held.status.run + 1,
             started_at=now,
-            ends_at=now + longest,
+            ends_at=None,
             revert_by=now + spec.ttl,
             next_round_at=now,
             reverting_at=None,
@@ -256,7 +258,8 @@ class Runner:
         over = await self._over(held)
         if over:
             return await self._turn_back(held, over, abort=False), timedelta()
-        waits = [one - now for one in (status.ends_at, status.next_round_at) if one is not None]
+        # Whatever is waited for: the budget, the policies and spec.stop are asked again soon.
+        waits = [_LOOK, *(one - now for one in (status.ends_at, status.next_round_at) if one is not None)]
         waits += [probe.every for probe in spec.probes if "During" in probe.when]
         return held, min([max(_STEP / 5, one) for one in waits if one > timedelta()] or [_STEP], default=_STEP)
 
@@ -290,13 +293,18 @@ class Runner:
         return None
 
     def _round_due(self, held: Experiment) -> bool:
-        due, now = held.status.next_round_at, self.now()
-        return due is not None and due <= now and (held.status.ends_at is None or now < held.status.ends_at)
+        status, now = held.status, self.now()
+        if status.next_round_at is None or status.next_round_at > now:
+            return False
+        # The first round has its time from when it begins, however late that is.
+        return not status.rounds or status.ends_at is None or now < status.ends_at
 
     async def _round(self, held: Experiment) -> Experiment:
         """Choose, write down what is about to be done, and only then do it."""
         spec, status, now = held.wants, held.status, self.now()
         following = now + spec.interval if spec.interval is not None else None
+        if not status.rounds and status.revert_by is not None and now + _longest(spec) >= status.revert_by:
+            return await self._turn_back(held, "Late: its TTL would be over before it is", abort=True)
         if spec.fault.kind == "Engine":
             bodies, chosen = [], [{"metadata": {"uid": held.uid}}]
         else:
@@ -319,6 +327,7 @@ class Runner:
             ("chosen", ", ".join(one.target.name for one in planned)),
             injected=(*status.injected, *planned),
             rounds=status.rounds + 1,
+            ends_at=status.ends_at if status.rounds else now + _longest(spec),
             next_round_at=following,
         )
         return await self._finish_intents(held)
@@ -404,13 +413,13 @@ class Runner:
         spec, status, now = held.wants, held.status, self.now()
         if status.revert_by is not None and now >= status.revert_by - AGAIN:
             return "its TTL is over"
-        lasted = status.started_at is not None and now >= status.started_at + spec.duration
+        lasted = status.ends_at is not None and now >= status.ends_at - _longest(spec) + spec.duration
         if spec.expects is None:
             return "its time is over" if lasted else ""
         verdict = status.remediation.verdict if status.remediation else None
         if verdict is not None and lasted:
             return f"{spec.expects.function}: {verdict}"
-        return f"{spec.expects.function} has had its time" if status.ends_at is None or now >= status.ends_at else ""
+        return f"{spec.expects.function} has had its time" if status.ends_at and now >= status.ends_at else ""
 
     async def _turn_back(self, held: Experiment, because: str, *, abort: bool) -> Experiment:
         word = "aborted" if abort else "ended"
@@ -519,6 +528,11 @@ class Runner:
         return await self._save(
             held, ("again", "its next run begins"), phase="Pending", guard=None, reason=None, timeline=()
         )
+
+
+def _longest(spec: ExperimentSpec) -> timedelta:
+    """Tell how long the faults last at most."""
+    return max(spec.duration, spec.expects.within if spec.expects else timedelta())
 
 
 def _with(injected: tuple[Injection, ...], index: int, changed: Injection) -> tuple[Injection, ...]:

@@ -32,6 +32,8 @@ def shortfalls(spec: ExperimentSpec, status: ExperimentStatus) -> list[str]:
     """Tell all that keeps an experiment from having passed."""
     wanted = {probe.name: probe for probe in spec.probes}
     told = [status.aborted] if status.aborted else []
+    if not any(one.injected_at is not None for one in status.injected):
+        told.append("nothing was hit")
     told += [text for one in status.probes if one.name in wanted for text in _of_probe(wanted[one.name], one)]
     return told + _of_remediation(spec, status)
 

@@ -1,0 +1,211 @@
+"""The values of chaos: amounts, changes, probes, score and verdict, without a cluster."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kreflex.chaos import changes
+from kreflex.chaos.changes import ABSENT, Change
+from kreflex.chaos.experiments import Experiment, Healed, Injection, Line, Probed, Turn, read_experiment
+from kreflex.chaos.probes import Seen, noted, reachable
+from kreflex.chaos.report import day_score, html, markdown
+from kreflex.chaos.score import score, shortfalls, success
+from kreflex.chaos.targets import choose, count
+from kreflex.records import Target
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+DEPLOYMENT: dict[str, Any] = {
+    "metadata": {"name": "cart"},
+    "spec": {
+        "replicas": 3,
+        "template": {
+            "spec": {
+                "containers": [
+                    {"name": "side", "image": "side:1"},
+                    {"name": "app", "image": "shop:1", "env": [{"name": "A", "value": "1"}]},
+                ]
+            }
+        },
+    },
+}
+APP = ("spec", "template", "spec", "containers", "name=app")
+
+
+def experiment(status: dict[str, Any] | None = None, **spec: Any) -> Experiment:
+    meta = {"namespace": "shop", "name": "storm", "uid": "u-1", "resourceVersion": "1"}
+    body = {"metadata": {**meta, "creationTimestamp": "2026-11-22T12:00:00Z"}}
+    return read_experiment({**body, "spec": {"fault": {"kind": "PodKill"}, **spec}, "status": status or {}})
+
+
+@pytest.mark.parametrize(
+    ("amount", "of", "wanted"),
+    [(1, 5, 1), (9, 5, 5), ("50%", 1, 0), ("50%", 3, 1), ("99%", 10, 9), ("100%", 3, 3), ("0%", 9, 0), (1, 0, 0)],
+)
+def test_percent_of_an_amount_rounds_down(amount: int | str, of: int, wanted: int) -> None:
+    assert count(amount, of) == wanted
+
+
+def test_chooses_the_same_for_the_same_run_and_nothing_twice() -> None:
+    pods = [{"metadata": {"uid": str(number)}} for number in range(9)]
+    first = choose(experiment(amount=3), pods, (), 9)
+    again = choose(experiment(amount=3), pods, (), 9)
+    hit = [pod["metadata"]["uid"] for pod in first.chosen]
+    later = choose(experiment(amount=9), pods, hit, 9)
+    assert first == again
+    assert len(set(hit)) == 3
+    assert {pod["metadata"]["uid"] for pod in later.chosen} == {pod["metadata"]["uid"] for pod in pods} - set(hit)
+
+
+def test_says_what_is_missing_where_nothing_may_be_hit() -> None:
+    told = choose(experiment(), [], (), 0)
+    assert (
+        told.because == "no Pod that is selected has the label kreflex.dev/chaos: allowed, itself or by its namespace"
+    )
+
+
+def test_a_change_finds_its_container_wherever_it_stands_now() -> None:
+    change = Change((*APP, "image"), "shop:1", "shop:2")
+    assert changes.injecting(DEPLOYMENT, [change]) == [
+        {"op": "replace", "path": "/spec/template/spec/containers/1/image", "value": "shop:2"}
+    ]
+
+
+def test_takes_back_what_is_as_it_was_made_and_leaves_what_others_have_set() -> None:
+    mine, other = Change((*APP, "image"), "shop:0", "shop:1"), Change(("spec", "replicas"), 5, 0)
+    assert changes.reverting(DEPLOYMENT, [mine, other]) == (
+        [{"op": "replace", "path": "/spec/template/spec/containers/1/image", "value": "shop:0"}],
+        ["spec.replicas"],
+    )
+
+
+def test_what_was_not_there_is_removed_again() -> None:
+    added = Change((*APP, "env", "name=A"), ABSENT, {"name": "A", "value": "1"})
+    assert changes.reverting(DEPLOYMENT, [added]) == (
+        [{"op": "remove", "path": "/spec/template/spec/containers/1/env/0"}],
+        [],
+    )
+
+
+def test_changes_are_read_as_they_were_written() -> None:
+    told = (
+        Change(("a", "b~/c"), ABSENT, {"x": [1]}),
+        Change(("h",), "someone", "us", back=""),
+        Change(("n",), None, 1),
+    )
+    assert changes.read(changes.write(told)) == told
+
+
+def test_names_what_is_still_as_it_was_made() -> None:
+    assert changes.left(DEPLOYMENT, [Change(("spec", "replicas"), 1, 3), Change((*APP, "image"), "a", "b")]) == [
+        "spec.replicas"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("cart.shop.svc", True),
+        ("cart.shop.svc.cluster.local", True),
+        ("cart.other.svc", False),
+        ("cart.shop.svc.evil.example", False),
+        ("169.254.169.254", False),
+        ("metrics.example", True),
+        ("", False),
+    ],
+)
+def test_a_probe_reaches_services_of_its_namespace_and_hosts_that_are_named(host: str, allowed: bool) -> None:
+    assert reachable(host, "shop", frozenset({"metrics.example"})) is allowed
+
+
+def test_a_probe_remembers_when_it_changed() -> None:
+    first = noted(Probed(name="a"), Seen(ok=False, said="no"), NOW)
+    assert noted(first, Seen(ok=False, said="no"), NOW + timedelta(seconds=1)) == Probed(
+        name="a",
+        failed=2,
+        in_a_row=2,
+        last=NOW + timedelta(seconds=1),
+        turns=(Turn(at=NOW, ok=False, said="no"),),
+    )
+
+
+def test_the_score_is_the_mean_of_the_probes_by_their_weight() -> None:
+    good = Probed(name="a", weight=30, before=True, after=True, passed=8, failed=0)
+    bad = Probed(name="b", weight=10, before=True, after=False, passed=4, failed=4)
+    assert (success(good), success(bad), score([good, bad])) == (100.0, 50.0, 87.5)
+
+
+def test_without_probes_there_is_no_score() -> None:
+    assert score([]) is None
+
+
+def test_an_experiment_that_expects_a_remediation_fails_without_one() -> None:
+    spec = experiment(expects={"function": "restart-loop-killer"}, ttl="10m").wants
+    status = over().status.model_copy(update={"remediation": None, "probes": ()})
+    healed = Healed(record="shop/r", function="restart-loop-killer", verdict="Recovered")
+    useless = healed.model_copy(update={"verdict": "Ineffective"})
+    assert shortfalls(spec, status) == ["restart-loop-killer did nothing about it"]
+    assert shortfalls(spec, status.model_copy(update={"remediation": useless})) == ["restart-loop-killer: Ineffective"]
+    assert shortfalls(spec, status.model_copy(update={"remediation": healed})) == []
+
+
+def test_an_experiment_that_has_hit_nothing_has_not_passed() -> None:
+    assert shortfalls(experiment().wants, experiment().status) == ["nothing was hit"]
+
+
+def test_tells_all_faults_of_a_spec_at_once() -> None:
+    told = experiment(fault={"kind": "Image"}, ttl="1m", duration="2m", interval="5s").broken
+    assert told == (
+        "fault.image is needed by Image; ttl must be longer than duration and expects.within; interval is for PodKill"
+    )
+
+
+def over() -> Experiment:
+    """An experiment with all that a report shows."""
+    pod = Target(api_version="v1", kind="Pod", namespace="shop", name="cart-<1>", uid="p")
+    injection = Injection(
+        fault="PodKill",
+        target=pod,
+        state="Reverted",
+        intended_at=NOW,
+        injected_at=NOW + timedelta(seconds=1),
+        revert_by=NOW + timedelta(minutes=5),
+        reverted_at=NOW + timedelta(seconds=30),
+    )
+    probe = Probed(name="pays", before=True, after=True, passed=3, failed=1, turns=(Turn(at=NOW, ok=True),))
+    status = experiment().status.model_copy(
+        update={
+            "phase": "Done",
+            "verdict": "Passed",
+            "score": 83.3,
+            "started_at": NOW,
+            "finished_at": NOW + timedelta(seconds=40),
+            "injected": (injection,),
+            "probes": (probe,),
+            "remediation": Healed(record="shop/r", function="f", verdict="Recovered", opened_after=1, mttr=12.5),
+            "timeline": (Line(at=NOW, word="fault", text="a | b"),),
+            "reason": "all is as before",
+        }
+    )
+    whole = experiment(title="Kill <b>", expects={"function": "f"}, withoutBudget="nobody has one here")
+    return Experiment(**{**whole.__dict__, "status": status})
+
+
+def test_a_report_is_a_table_and_a_time_line() -> None:
+    text = markdown([over()])
+    assert "1 of 1 experiments passed. The score is 83.3 %." in text
+    assert "| Kill <b> | PodKill of cart-<1> | Passed | 83.3 % | f: Recovered | 12.5 s | 0 | all is as before |" in text
+    assert "- `     0.0 s` fault: a | b" in text
+    assert "No error budget was asked: nobody has one here." in text
+
+
+def test_a_page_shows_what_others_wrote_as_text_only() -> None:
+    page = html([over()])
+    assert "<b>Kill" not in page
+    assert "Kill &lt;b&gt;" in page
+    assert page.count("<svg") == 1
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_score_of_a_day_leaves_out_what_has_none() -> None:
+    assert day_score([over(), experiment()]) == 83.3
