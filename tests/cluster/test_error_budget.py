@@ -343,3 +343,12 @@ async def test_a_running_fault_is_not_made_larger(shop: Shop) -> None:
 def test_the_writer_has_the_rights_that_it_needs() -> None:
     needed = rights.manifests(rights.Rights("error-budget", (), budgetstatus.RBAC))
     assert file("error-budget/rbac.yaml") == needed
+
+
+def test_what_is_shipped_is_accepted(own: ControlPlane) -> None:
+    folder = kit.ROOT / "knative" / "error-budget"
+    applied = kit.kubectl(own, "apply", "--dry-run=server", "--server-side", "--force-conflicts", "-k", str(folder))
+    assert "cronjob.batch/error-budget serverside-applied" in applied
+    kit.kubectl(own, "create", "namespace", "shop")
+    for name in ("rbac", "argocd", "flux-job"):
+        kit.kubectl(own, "create", "--dry-run=server", "-f", str(folder / "gates" / f"{name}.yaml"))

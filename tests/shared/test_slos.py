@@ -1,11 +1,15 @@
 """SLOs as OpenSLO, Sloth and Pyrra have them, read into one value."""
 
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kreflex.burn import Alarm, over, prom_duration, pyrra, questions, read_duration, windows, workbook
+from kreflex.policy import ErrorBudget, PolicySpec
 from kreflex.sloformats import Slo
 from kreflex.slos import KEPT, is_slo, load_slos, parse, read_slos
 from kreflex.views import JSON
@@ -395,3 +399,14 @@ def test_a_file_that_is_no_yaml_is_a_broken_slo() -> None:
     (slo,) = read_slos(parse("a: [", "slos.yaml"))
     assert slo.name == "slos.yaml"
     assert slo.broken.startswith("it is no YAML: ")
+
+
+def test_the_examples_of_the_page_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "error-budget.md").read_text()
+    config, policy = [
+        yaml.safe_load(text) for text in re.findall(r"<!-- example: [a-z]+ -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    ]
+    (slo,) = read_slos(body for name, text in config["data"].items() for body in parse(text, name))
+    assert (slo.key, slo.broken, slo.workloads) == ("shop/cart-availability", "", (("app", "cart"),))
+    read = PolicySpec.model_validate(policy["spec"])
+    assert read.limits.error_budget == ErrorBudget()
