@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from kreflex.budgets import TAG
+from kreflex.burn import TAG
 from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Transport, Writer
