@@ -1,6 +1,7 @@
 """Where a scenario plays: a namespace of its own, a workload that can be broken, and an eye on both."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
+from kreflex.errors import UnavailableError
 from lab import audit, state, workloads
 from lab.paths import Home
 from lab.scenarios.timeline import ScenarioFailed, Timeline
@@ -202,10 +204,12 @@ class Place:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.gather(
-                self._look("pods", self.path("pods"), self.pods),
-                self._look("records", self.path("remediations", "/apis/kreflex.dev/v1alpha1"), self.remediations),
-            )
+            # While definitions of others are installed, the API server may not serve ours for a moment.
+            with contextlib.suppress(UnavailableError):
+                await asyncio.gather(
+                    self._look("pods", self.path("pods"), self.pods),
+                    self._look("records", self.path("remediations", "/apis/kreflex.dev/v1alpha1"), self.remediations),
+                )
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _worth_telling(self, kind: str) -> bool:

@@ -31,7 +31,7 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
         raise BadEventError(f"{where}.kind", "must be the kind of a Kubernetes object")
     if kind == "Remediation":
         return Delivery(_handed_on(body, delivery), due=(_record(body, where),))
-    if kind == EXPERIMENT:
+    if kind == EXPERIMENT and _is_ours(body):
         return Delivery(experiments=(_record(body, where),))
     if kind == "Pod":
         return Delivery((_pod(body, where, source, delivery),))
@@ -64,8 +64,10 @@ def read_reference(body: Any, where: str, source: str, delivery: str) -> Deliver
     namespace, name = names(body, where)
     if kind == "Remediation":
         return Delivery(due=(Due(namespace, name),))
-    if kind == EXPERIMENT:
+    if kind == EXPERIMENT and _is_ours(body):
         return Delivery(experiments=(Due(namespace, name),))
+    if kind == EXPERIMENT:
+        return Delivery(ignored=("an Experiment of somebody else is for no function here",))
     if kind in TOLD:
         return Delivery((WorkloadSignal(TOLD[kind], kind, namespace, name, source=source, delivery=delivery),))
     return Delivery((PodSignal(namespace, name, source=source, delivery=delivery),))
@@ -129,6 +131,11 @@ def _own(body: JSON) -> bool:
 def _record(body: Any, where: str) -> Due:
     namespace, name = names(body.get("metadata"), f"{where}.metadata")
     return Due(namespace, name, _opened_in(body))
+
+
+def _is_ours(body: JSON) -> bool:
+    """Tell an Experiment of ours from that of Argo Rollouts."""
+    return str(body.get("apiVersion", "")).startswith(f"{GROUP}/")
 
 
 def _handed_on(body: JSON, delivery: str) -> tuple[Signal, ...]:
