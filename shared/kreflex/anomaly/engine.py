@@ -21,10 +21,9 @@ _STATE = np.dtype(
         ("level", "f8"),
         ("scale", "f8"),
         ("profile", "f2", (season.SLOTS,)),
-        # Of each expert: how many scores there were, the largest of them, and how many samples ago those were.
+        # Of each expert: how many scores there were, and the largest of them.
         ("count", "f4", (len(_EXPERTS),)),
         ("top", "f4", (len(_EXPERTS), tails.KEPT)),
-        ("age", "u2", (len(_EXPERTS), tails.KEPT)),
         # What the siblings' thresholds are, and how many samples stand behind that; no samples where there are none.
         ("kin", "f4", (len(_EXPERTS),)),
         ("kindred", "f4"),
@@ -36,9 +35,11 @@ _STATE = np.dtype(
 State = npt.NDArray[np.void]
 
 # What the two experts, each in units of its own tail and averaged over three samples, reach at the threshold.
-_AGREED = 0.88
+_AGREED = 0.92
 # What the last ten samples' expert has to reach alone.
 _ALONE = 2.0
+# And what the hour's has to reach then: a return to where the series was within the hour is no anomaly.
+_SUPPORT = 0.5
 # Beyond it, what is between two samples is the season, and not a jump.
 _FINE = 360.0
 _LEAST = 10
@@ -83,7 +84,9 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     high = _thresholds(state)
     factor = np.ones(len(values)) if about.factor is None else np.asarray(about.factor, dtype=float)
     far = tails.beyond(state["count"][:, HOUR] + state["kindred"], about.false_alarms) * factor
-    near = np.nan_to_num(abs(found.near[:, -1]) / high[:, NEAR] / _ALONE / far)
+    hour = abs(found.hour[:, -1]) / high[:, HOUR]
+    alone = np.minimum(abs(found.near[:, -1]) / high[:, NEAR] / _ALONE, hour / _SUPPORT)
+    near = np.nan_to_num(alone / far)
     both = np.nan_to_num(_together(found, high) / _AGREED / far)
     still = _stillness(values, state["still"]) / far
     gone = _stillness_of(windows.missing(values)[:, -1], state["gap"], 5) / far
@@ -116,7 +119,13 @@ def _experts(state: State, values: Floats, samples: int, times: Floats, step: fl
     scaled = _scaled(state, values)
     hour, near, rise = _looked_back(scaled, samples, step)
     usual = season.expected(state["profile"], times, step)
+    # Before a day has passed, the nearest time of day that is known is an hour ago.
+    usual = np.where(_days(state, step)[:, None] >= 1, usual, np.nan)
     return Found(hour, scaled[:, -samples:] - usual, near, rise)
+
+
+def _days(state: State, step: float) -> Floats:
+    return np.asarray(state["seen"] * step / season.DAY)
 
 
 def _scaled(state: State, values: Floats) -> Floats:
@@ -216,8 +225,7 @@ def _counted(state: State, magnitudes: Floats, normal: Floats) -> State:
     there = np.isfinite(normal)
     for expert, scores in enumerate(magnitudes):
         fresh = np.where(there, scores, np.nan)
-        top, age = tails.grown(state["top"][:, expert], state["age"][:, expert], fresh)
-        state["top"][:, expert], state["age"][:, expert] = top, age
+        state["top"][:, expert] = tails.grown(state["top"][:, expert], fresh)
         count = state["count"][:, expert] + np.isfinite(fresh).sum(axis=1)
         state["count"][:, expert] = np.minimum(count, tails.MEMORY)
     state["seen"] = np.minimum(state["seen"] + there.sum(axis=1), 1e7)
@@ -232,12 +240,12 @@ def _grown(state: State, values: Floats, known: int, about: About, excluded: Boo
     normal = values if excluded is None else np.where(excluded, np.nan, values)
     times = about.end - about.step * np.arange(samples - 1, -1, -1)
     found = _experts(state, values, samples, times[None, :], about.step)
-    days = state["seen"] * about.step / season.DAY
+    days = np.floor(_days(state, about.step))
     fresh = _scaled(state, normal)[:, -samples:]
     state = _counted(state, found.magnitudes(), normal[:, -samples:])
     for day in np.unique(times // season.DAY):
         own = times // season.DAY == day
-        state["profile"] = season.learnt(state["profile"], np.floor(days), fresh[:, own], times[own], about.step)
+        state["profile"] = season.learnt(state["profile"], days, fresh[:, own], times[own], about.step)
     state["still"] = _followed(state["still"], windows.still(values)[:, -samples:])
     state["gap"] = _followed(state["gap"], windows.missing(values)[:, -samples:])
     return state

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from kreflex.anomaly.detector import Floats
 
-KEPT = 28
+KEPT = 32
 # The quantile that a threshold stands on, and how many samples it takes to see it.
 SHARE = 0.002
 _ENOUGH = 1 / SHARE
@@ -20,21 +17,18 @@ INDEX = 0.25
 # For so many false alarms per series-day the factors of the engine were measured.
 _MEASURED = 0.05
 
-Ages = npt.NDArray[np.unsignedinteger[Any]]
+# What was seen fades by half in so many samples: thresholds come down again after a bad week, but not at once.
+_HALVED = 4 * MEMORY
 
 
-def grown(top: Floats, age: Ages, fresh: Floats) -> tuple[Floats, Ages]:
-    """Add fresh scores, shape (series, samples); what is older than the memory is forgotten.
+def grown(top: Floats, fresh: Floats) -> Floats:
+    """Add fresh scores, shape (series, samples), to what was seen before, which fades.
 
     A tail is sorted, the largest first; -1 stands in an empty place.
     """
-    samples = fresh.shape[1]
-    old = np.minimum(age.astype(np.int64) + samples, MEMORY + 1)
-    values = np.concatenate((np.where(old > MEMORY, -1, top), np.where(np.isfinite(fresh), fresh, -1)), axis=1)
-    ages = np.concatenate((old, np.broadcast_to(np.arange(samples)[::-1], fresh.shape)), axis=1)
-    # Stable: equal input has to give equal states everywhere.
-    order = np.argsort(-values, axis=1, kind="stable")[:, :KEPT]
-    return np.take_along_axis(values, order, axis=1), np.take_along_axis(ages, order, axis=1).astype(np.uint16)
+    faded = np.where(top > 0, top * 0.5 ** (fresh.shape[1] / _HALVED), top)
+    values = np.concatenate((faded, np.where(np.isfinite(fresh), fresh, -1)), axis=1)
+    return np.asarray(-np.sort(-values, axis=1)[:, :KEPT], dtype=np.float32)
 
 
 def high(top: Floats, count: Floats) -> Floats:
@@ -44,7 +38,7 @@ def high(top: Floats, count: Floats) -> Floats:
     upper = np.minimum(lower + 1, KEPT - 1)
     first = np.take_along_axis(top, lower[..., None], axis=-1)[..., 0]
     second = np.take_along_axis(top, upper[..., None], axis=-1)[..., 0]
-    # What was forgotten leaves empty places behind.
+    # Empty places are there as long as the history is short.
     second = np.where(second < 0, first, second)
     return np.asarray(first + (place - lower) * (second - first))
 
