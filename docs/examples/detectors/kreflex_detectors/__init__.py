@@ -1,0 +1,1 @@
+"""Worked examples of detectors: scikit-learn, river, and a model behind KServe's V2 protocol."""
