@@ -354,20 +354,20 @@ class Runner:
         return held
 
     async def _inject(self, held: Experiment, index: int) -> Experiment:
-        one, now = held.status.injected[index], self.now()
+        one, hit = held.status.injected[index], self.now()
+        at: datetime | None = hit
         try:
             with acting_until(held.status.deadline):
-                note = await act_of(one.fault).inject(held, one, self._hands)
+                note = await act_of(one.fault).inject(held, one, self._hands) or f"{one.target.ref} was hit before"
         except GoneError:
-            state, note = ("Injected" if one.fault == "PodKill" else "Gone"), f"{one.target.ref} is gone"
+            # A pod that was to be killed has been, by whoever died before he could say so.
+            at, note = (hit if one.fault == "PodKill" else None), f"{one.target.ref} is gone"
         except (ConflictError, DeniedError) as error:
-            # Not as it was chosen, or the cluster says no: it is left alone, and looked at when all is taken back.
-            state, note = "Injected", f"{one.target.ref} was not hit: {error}"
             if one.fault == "PodKill" and isinstance(error, ConflictError):
                 return held
-        else:
-            state = "Injected"
-        changed = one.model_copy(update={"state": state, "injected_at": now, "note": note[:500]})
+            # Not as it was chosen, or the cluster says no: it is left alone, and looked at when all is taken back.
+            at, note = None, f"{one.target.ref} was not hit: {error}"
+        changed = one.model_copy(update={"state": "Injected", "injected_at": at, "note": note[:500]})
         return await self._save(held, ("fault", note), injected=_with(held.status.injected, index, changed))
 
     async def _watch(self, held: Experiment) -> Experiment:
