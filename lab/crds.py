@@ -1,5 +1,6 @@
 """The custom resource definitions of others, taken from their Go modules: those that manifests here are made for."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -44,7 +45,9 @@ class Archive:
 
     def fetch(self) -> list[Path]:
         """The files, from the lab's cache or the module; raises LabError when it can't be had."""
-        home = cache_directory() / "crds" / self.pinned.replace("/", "_")
+        # By its files, too: another checkout may have taken fewer of them.
+        files = hashlib.sha256("\n".join(self.files).encode()).hexdigest()[:8]
+        home = cache_directory() / "crds" / f"{self.pinned.replace('/', '_')}-{files}"
         if not home.exists():
             self._extract(home)
         return [home / name.replace("/", "_") for name in self.files]
@@ -68,7 +71,10 @@ class Archive:
 KNATIVE_SERVING = Archive("knative.dev/serving", ("config/core/300-resources/service.yaml",))
 KNATIVE_EVENTING = Archive(
     "knative.dev/eventing",
-    tuple(f"config/core/resources/{name}.yaml" for name in ("apiserversource", "broker", "pingsource", "trigger")),
+    tuple(
+        f"config/core/resources/{name}.yaml"
+        for name in ("apiserversource", "broker", "pingsource", "sinkbindings", "trigger")
+    ),
 )
 ARGO_EVENTS = Archive(
     "github.com/argoproj/argo-events",

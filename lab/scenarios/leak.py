@@ -9,13 +9,15 @@ from lab import workloads
 from lab.scenarios.crash_loop import check, tell_evictions
 from lab.scenarios.place import Json, Place
 from lab.scenarios.timeline import ScenarioFailed, say
-from lab.scenarios.traffic import traffic
+from lab.scenarios.traffic import Count, traffic
 
 NAME, REPLICAS, LIMIT = "cart", 4, "256Mi"
 # In a cluster a leak takes hours, samples are a minute apart, and a week of them is known. Here all is in seconds.
-INTERVAL, HISTORY = "2s", "10m"
-KNOWN_SECONDS = 35
-LEAK_SECONDS = 60
+INTERVAL, HISTORY = "1s", "10m"
+KNOWN_SECONDS = 25
+# It learns in the first second. After sixty samples it learns on, and would take what it sees for usual by then.
+WATCHED_SECONDS = 6
+LEAK_SECONDS = 75
 _PATIENCE = 90.0
 _WATCHES = "/apis/kreflex.dev/v1alpha1"
 _CONTAINERS = 'namespace="{namespace}",container!=""'
@@ -55,18 +57,18 @@ async def play(place: Place) -> None:
     body = workloads.deployment(NAME, REPLICAS, spec=workloads.limited(LIMIT))
     await place.writer.create(place.path("deployments", "/apis/apps/v1"), body)
     await place.until(lambda: len(place.ready(NAME)) == REPLICAS, f"{REPLICAS} Ready pods of {NAME}")
-    await place.writer.create(place.path("anomalywatches", _WATCHES), watch(place.namespace))
-    say(f"{KNOWN_SECONDS} s in which Prometheus and anomaly-scorer get to know {NAME}")
+    say(f"{KNOWN_SECONDS + WATCHED_SECONDS} s in which Prometheus and anomaly-scorer get to know {NAME}")
     await asyncio.sleep(KNOWN_SECONDS)
+    await place.writer.create(place.path("anomalywatches", _WATCHES), watch(place.namespace))
+    await asyncio.sleep(WATCHED_SECONDS)
     if [one async for one in anomalies(place.reader, place.namespace)]:
         raise ScenarioFailed("something was taken for an anomaly before anything was wrong")
     place.tells_pods = False
     async with traffic(place, NAME) as count:
-        await leak(place)
-    place.timeline.add("client", str(count))
+        await leak(place, count)
 
 
-async def leak(place: Place) -> None:
+async def leak(place: Place, count: Count) -> None:
     """The fault, and what becomes of it."""
     since, siblings = datetime.now(UTC), place.ready(NAME)
     victim = siblings.pop()
@@ -84,6 +86,7 @@ async def leak(place: Place) -> None:
     place.tell_what_was_logged()
     tell_evictions(place, uid)
     place.timeline.add("recovered", f"{over} is Resolved: {over.status.resolved_because}", at=over.status.resolved_at)
+    place.timeline.add("client", str(count))
     place.timeline.tell("A leak, found in Prometheus and told by Alertmanager alone", since)
     check(place, record, uid, "alert")
     check_in_time(place, since, siblings)

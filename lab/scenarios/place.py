@@ -199,7 +199,8 @@ class Place:
             )
             return "event", f"CloudEvent {kind} from ApiServerSource, through the relay"
         if source == "alertmanager":
-            return "alert", f"Prometheus fires, Alertmanager posts (fingerprint {line['delivery']})"
+            first = "anomaly-scorer raises it" if line.get("decision") == "EvictAnomalous" else "Prometheus fires"
+            return "alert", f"{first}, Alertmanager posts (fingerprint {line['delivery']})"
         return "waker", "the waker found it: no event had told"
 
     async def _watch(self) -> None:

@@ -58,6 +58,14 @@ async def test_a_useless_deletion_is_stopped_and_told_to_people(home: Home) -> N
     assert "did not help" in output
 
 
+async def test_a_leak_is_found_in_prometheus_and_the_pod_is_evicted_before_it_is_killed(home: Home) -> None:
+    code, output = await scenario(home, "leak")
+    assert code == 0, output
+    # By the alert alone; the scenario checks that nothing else was touched, and the verdict.
+    for told in ("begins to leak", "2 signals agree", "anomaly-scorer raises it", "EvictAnomalous", "Recovered"):
+        assert told in output, output
+
+
 async def test_a_bad_release_is_taken_back_once_and_one_that_is_not_to_blame_is_left_alone(home: Home) -> None:
     code, output = await scenario(home, "bad-release")
 
