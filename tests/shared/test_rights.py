@@ -116,7 +116,9 @@ def test_the_only_objects_that_are_meant_are_named() -> None:
         maps = [rule for rule in home["rules"] if "configmaps" in rule["resources"]]
         # A list can't be narrowed to some; SLOs are kept in ConfigMaps with a label.
         named = [rule.get("resourceNames") for rule in maps if rule["verbs"] != ["list"]]
-        assert named == [["kreflex-ledger"]], computed.name
+        # chaos-runner has no ledger. The parts of what anomaly-scorer has learnt have numbers in their names.
+        wanted = {"chaos-runner": [], "anomaly-scorer": [None]}
+        assert named == wanted.get(computed.name, [["kreflex-ledger"]]), computed.name
 
 
 def test_no_rule_has_a_wildcard() -> None:
