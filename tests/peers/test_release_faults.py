@@ -16,13 +16,13 @@ from bench.helm_scenarios import HELM
 from bench.scenarios import Scenario
 from bench.stage import Stage, stage
 
-BLOWS: tuple[Blow, ...] = ("before", "after", Halt("before"))
-# What is done to the outside, and the note by which whoever comes after a kill knows of it.
-STRUCK: dict[Scenario, tuple[str, ...]] = {
-    COMMIT: ("push",),
-    PULL_REQUEST: ("push", "pull request"),
-    SUSPENSION: ("note deployments", "patch applications"),
-    HELM: ("note deployments", "create jobs"),
+STOP = Halt("before")
+# At what is done to the outside, and at the note by which whoever comes after a kill knows of it: three in a case.
+STRUCK: dict[Scenario, tuple[tuple[str, Blow], ...]] = {
+    COMMIT: (("push", "before"), ("push", "after"), ("push", "late"), ("push", STOP)),
+    PULL_REQUEST: (("push", "after"), ("pull request", "before"), ("pull request", "after")),
+    SUSPENSION: (("note deployments", "after"), ("patch applications", "before"), ("patch applications", "after")),
+    HELM: (("note deployments", "after"), ("create jobs", "before"), ("create jobs", "after"), ("create jobs", STOP)),
 }
 
 
@@ -39,7 +39,7 @@ class Played:
 async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Played]:
     """All cases at once, on a control plane of their own."""
     home, folders = tmp_path_factory.mktemp("faults"), (rig.FOLDER, "rollback")
-    cases = [Case(one, Point(step, 1, True), blow) for one, steps in STRUCK.items() for step in steps for blow in BLOWS]
+    cases = [Case(one, Point(step, 1, True), blow) for one, blows in STRUCK.items() for step, blow in blows]
     async with (
         rig.cluster(home, options=faults.PATIENT, folders=folders) as plane,
         stage(plane) as on,
@@ -47,12 +47,14 @@ async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play
     ):
         calm = await faults.run_all(on, [Case(scenario) for scenario in STRUCK])
         rows = faults.in_turn([faults.doubled(case) for case in cases])
-        yield Played(on, {one.case.scenario: one for one in calm}, await faults.run_all(on, rows, width=4))
+        yield Played(on, {one.case.scenario: one for one in calm}, await faults.run_all(on, rows))
 
 
 @pytest.mark.parametrize("scenario", STRUCK, ids=lambda one: one.variant)
 async def test_the_end_is_the_same_and_nothing_is_done_twice(played: Played, scenario: Scenario) -> None:
-    assert set(STRUCK[scenario]) <= {point.step for point in faults.points(played.calm[scenario]) if point.writes}
+    assert {step for step, _ in STRUCK[scenario]} <= {
+        point.step for point in faults.points(played.calm[scenario]) if point.writes
+    }
     mine = [played.calm[scenario], *(one for one in played.courses if one.case.scenario is scenario)]
     found = await faults.judge(played.on, mine)
     assert found["different"] == {}
