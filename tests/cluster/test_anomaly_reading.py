@@ -364,7 +364,7 @@ async def test_two_replicas_at_once_come_to_one_state(samples: Samples, store: F
 async def test_what_does_not_fit_into_the_time_waits(
     samples: Samples, store: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "_BATCH", 1)
+    monkeypatch.setattr(learning, "_batch", lambda _: 1)
     watch, detector = a_watch('memory{app=~"cart|bank"}'), Counts()
     signal, pending = watch.spec.signals[0], []
     for number in range(4):
@@ -422,3 +422,17 @@ async def test_what_nobody_watches_any_more_is_forgotten(store: Folder) -> None:
         await store.write(name, b"", "")
     assert set(await forget(store, [watch, broken])) == {"5b0e.cpu", "dead.memory"}
     assert await store.names() == kept
+
+
+async def test_a_piece_that_not_all_had_time_for_is_gone_on_with(
+    samples: Samples, store: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, detector = a_watch('memory{pod=~"cart-a|cart-b|teller"}'), Counts()
+    signal, updated = watch.spec.signals[0], []
+    await refresh(store, samples, watch, signal, detector, END - 70 * MINUTE)
+    monkeypatch.setattr(learning, "_batch", lambda _: 1)
+    for number in range(4):
+        learnt = await refresh(store, samples, watch, signal, detector, END - HOUR + number, seconds=0)
+        updated.append(learnt.updated)
+    assert updated == [1, 1, 1, 0]
+    assert {row[:3] for row in table(learnt.bundle).values()} == {(1, 1, 1441 + 10)}

@@ -30,8 +30,8 @@ _PIECE = 60
 _PIECES = 6
 # Of all answers that one batch of new series is learnt from: 110 MB as text, read in pieces.
 _POINTS = 4_000_000
-# How many are learnt before the time is looked at; it bounds the memory that a detector needs, too.
-_BATCH = 1000
+# How many samples are learnt from before the time is looked at; it bounds the memory that a detector needs, too.
+_BATCH = 120_000
 # A series is new in the cluster, and not only to us, if it is younger than this many samples.
 _YOUNG = 120
 _RELATIVES = 4
@@ -231,18 +231,22 @@ class _Course:
         at = max(bundle.tick, last - _PIECES * self.piece) if bundle.keys else last
         updated = 0
         while at < last and not (updated and self._late()):
-            at += self.piece
-            bundle, count = await self._piece_learnt(bundle, at, limit)
+            bundle, count, rest = await self._piece_learnt(bundle, at + self.piece, limit)
             updated = max(updated, count)
+            if rest:
+                break
+            at += self.piece
         return replace(bundle, tick=at), updated
 
-    async def _piece_learnt(self, bundle: Bundle, at: float, limit: Vector | None) -> tuple[Bundle, int]:
+    async def _piece_learnt(self, bundle: Bundle, at: float, limit: Vector | None) -> tuple[Bundle, int, int]:
+        """Let each series learn from one piece; tell how many did, and how many had no time to."""
         window = await self._recent(bundle, at)
         recent, labels = _aligned(window, bundle.keys)
         # Those that are too far behind learn anew; those that are ahead of this piece have just learnt.
         due = np.flatnonzero((bundle.until < at) & (bundle.until >= self.tick - (_PIECES + 1) * self.piece))
         due = due[np.isfinite(recent[due, -_PIECE:]).any(axis=1)]
-        return await self._taught(bundle, due, window, recent, labels, limit), len(due)
+        bundle, count = await self._taught(bundle, due, window, recent, labels, limit)
+        return bundle, count, len(due) - count
 
     async def _recent(self, bundle: Bundle, at: float) -> Matrix:
         samples = _PIECE + self.detector.window - 1
@@ -250,20 +254,21 @@ class _Course:
 
     async def _taught(
         self, bundle: Bundle, due: _Rows, window: Matrix, recent: Floats, labels: Sequence[Labels], limit: Vector | None
-    ) -> Bundle:
+    ) -> tuple[Bundle, int]:
         """Let these rows learn on from the newest samples; not from those that they have learnt from before."""
-        state = bundle.state.copy()
-        for at in range(0, len(due), _BATCH):
-            some = due[at : at + _BATCH]
+        state, until, done = bundle.state.copy(), bundle.until.copy(), 0
+        size = _batch(recent.shape[1])
+        while done < len(due) and not (done and self._late()):
+            some = due[done : done + size]
             named = [labels[row] for row in some]
             mask = self._mask(window.times, named)
             # What was before the piece is there to look back at.
-            mask[:, -_PIECE:] |= window.times[None, -_PIECE:] <= bundle.until[some][:, None]
+            mask[:, -_PIECE:] |= window.times[None, -_PIECE:] <= until[some][:, None]
             about = self._about(self.step, window.end, named, limit)
             state[some] = await asyncio.to_thread(self.detector.update, state[some], recent[some], about, _any(mask))
-        until = bundle.until.copy()
-        until[due] = window.end
-        return replace(bundle, state=state, until=until)
+            until[some] = window.end
+            done += len(some)
+        return replace(bundle, state=state, until=until), done
 
     async def _with_new(
         self, bundle: Bundle, current: Vector, wanted: Sequence[int], limit: Vector | None
@@ -302,35 +307,29 @@ class _Course:
         query, series = self._asked(current, rows)
         step, count = self._plan(series, _DAY if relatives and age < _DAY else age)
         window = await self.samples.window(query, self.tick, step, count, series)
-        done = 0
-        for at in range(0, len(rows), _BATCH):
-            if done and self._late():
-                break
-            batch = rows[at : at + _BATCH]
-            bundle = await self._batch_learnt(bundle, current, batch, relatives, window, limit)
-            done += len(batch)
-        if step > self.step:
+        states: list[State] = []
+        size = _batch(count)
+        while len(states) * size < len(rows) and not (states and self._late()):
+            batch = rows[len(states) * size : (len(states) + 1) * size]
+            states.append(await self._batch_learnt(current, batch, relatives, window, limit))
+        done = rows[: len(states) * size]
+        bundle = _merged(bundle, [current.keys[row] for row in done], np.concatenate(states), self.tick)
+        if step > self.step and not self._late():
             bundle = await self._refined(bundle, limit)
-        return bundle, done
+        return bundle, len(done)
 
     async def _batch_learnt(
-        self,
-        bundle: Bundle,
-        current: Vector,
-        batch: Sequence[int],
-        relatives: Sequence[int],
-        window: Matrix,
-        limit: Vector | None,
-    ) -> Bundle:
-        groups = {self.watch.siblings(current.labels[row]) for row in batch}
-        theirs = [row for row in relatives if self.watch.siblings(current.labels[row]) in groups]
-        together = [*batch, *(row for row in theirs if row not in set(batch))]
+        self, current: Vector, batch: Sequence[int], relatives: Sequence[int], window: Matrix, limit: Vector | None
+    ) -> State:
+        groups, mine = {self.watch.siblings(current.labels[row]) for row in batch}, set(batch)
+        theirs = [row for row in relatives if row not in mine and self.watch.siblings(current.labels[row]) in groups]
+        together = [*batch, *theirs]
         labels = [current.labels[row] for row in together]
         history = window.of([current.keys[row] for row in together])
         about = self._about(window.step, self.tick, labels, limit)
         mask = _any(self._mask(window.times, labels))
         state = await asyncio.to_thread(self.detector.learn, history, about, mask)
-        return _merged(bundle, [current.keys[row] for row in batch], state[: len(batch)], self.tick)
+        return state[: len(batch)]
 
     async def _refined(self, bundle: Bundle, limit: Vector | None) -> Bundle:
         """Show what was learnt from samples that are far apart some that are not."""
@@ -338,7 +337,7 @@ class _Course:
         recent, labels = _aligned(window, bundle.keys)
         due = np.flatnonzero((bundle.until == self.tick) & np.isfinite(recent).any(axis=1))
         fresh = replace(bundle, until=np.where(bundle.until == self.tick, 0, bundle.until))
-        taught = await self._taught(fresh, due, window, recent, labels, limit)
+        taught, _ = await self._taught(fresh, due, window, recent, labels, limit)
         return replace(taught, until=bundle.until)
 
     def _relatives(self, bundle: Bundle, current: Vector, rows: Sequence[int]) -> list[int]:
@@ -399,6 +398,10 @@ class _Course:
 
     def _late(self) -> bool:
         return time.monotonic() - self.begun > self.seconds
+
+
+def _batch(samples: int) -> int:
+    return max(10, _BATCH // samples)
 
 
 def _of(names: Sequence[str], labels: Labels) -> tuple[str, ...]:

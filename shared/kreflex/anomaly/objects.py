@@ -40,6 +40,7 @@ class Objects:
                     bucket,
                     prefix=prefix.strip("/") or None,
                     client_options={"allow_http": plain, "timeout": _TIMEOUT},
+                    retry_config={"max_retries": 2, "retry_timeout": _TIMEOUT},
                     conditional_put="etag",
                 )
             )
@@ -91,4 +92,6 @@ def _of_objects(what: str) -> Iterator[None]:
     except KreflexError:
         raise
     except (BaseError, OSError) as error:
-        raise UnavailableError(f"STATE_STORE can't be used for {what}: {error}") from error
+        # What follows the first line is for who debugs the library.
+        first = str(error).partition("\n")[0]
+        raise UnavailableError(f"STATE_STORE can't be used for {what}: {first}") from error
