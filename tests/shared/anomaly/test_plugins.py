@@ -39,7 +39,7 @@ def test_the_one_that_ships_has_a_name() -> None:
 
 
 def test_a_strange_name_is_told_with_those_that_there_are(installed: None) -> None:
-    with pytest.raises(SettingsError, match="one of broken, calibrated, deviation, forest, kserve, not 'none'"):
+    with pytest.raises(SettingsError, match="one of broken, calibrated, deviation, kserve, neighbours, not 'none'"):
         detector("none")
 
 
@@ -128,7 +128,7 @@ def test_a_model_server_that_fails_is_an_outage_and_no_answer(
         detector("kserve").learn(history(), ABOUT)
 
 
-@pytest.mark.parametrize(("name", "needs"), [("forest", "sklearn"), ("deviation", "river")])
+@pytest.mark.parametrize(("name", "needs"), [("neighbours", "sklearn"), ("deviation", "river")])
 def test_the_other_examples_find_a_jump_where_they_are_installed(installed: None, name: str, needs: str) -> None:
     try:
         importlib.import_module(needs)

@@ -1,13 +1,14 @@
-"""scikit-learn's IsolationForest over the last samples, with a threshold from the series' own past.
+"""scikit-learn's LocalOutlierFactor over the last samples, with a threshold from the series' own past.
 
-A forest is no fixed number of bytes, so the state keeps what it is grown from, and it is grown anew to score: some
-milliseconds a series. With its own rule, `contamination`, it would call the worst of any samples anomalous.
+What it learns is no fixed number of bytes, so the state keeps what it is learnt from, and it is learnt anew to score,
+some milliseconds a series. Not an IsolationForest: whatever lies outside of what its trees have seen gets the same
+score, so that no threshold tells far from near.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import LocalOutlierFactor
 
 from kreflex.anomaly.detector import About, Bools, Floats, Scores
 from kreflex_detectors.tails import left_out, scores, threshold, windows
@@ -15,10 +16,10 @@ from kreflex_detectors.tails import left_out, scores, threshold, windows
 _KEPT = 256
 
 
-class Forest:
-    """Scores the last five samples by how soon a random tree tells them from the series' past."""
+class Neighbours:
+    """Scores the last five samples by how far they are from their neighbours in the series' past."""
 
-    name = "forest"
+    name = "neighbours"
     version = 1
     window = 5
     dtype = np.dtype([("kept", "f4", (_KEPT + 5,)), ("high", "f8")])
@@ -47,15 +48,14 @@ class Forest:
         one["kept"] = np.nan
         one["kept"][0, len(one["kept"][0]) - len(kept) :] = kept
         seen = windows(kept, self.window)
-        one["high"] = threshold(_raw(_grown(seen), seen), about) if len(seen) else np.nan
+        one["high"] = threshold(_raw(_grown(seen), seen), about) if len(seen) > 30 else np.nan
         return one[0]
 
 
-def _grown(seen: Floats) -> IsolationForest:
-    # The seed is fixed: two replicas have to come to the same.
-    return IsolationForest(n_estimators=50, random_state=0).fit(seen)
+def _grown(seen: Floats) -> LocalOutlierFactor:
+    return LocalOutlierFactor(n_neighbors=min(20, len(seen) - 1), novelty=True).fit(seen)
 
 
-def _raw(forest: IsolationForest, seen: Floats) -> Floats:
-    # -score_samples is between 0 and 1, and about 0.5 for what is not unusual.
-    return np.maximum(-forest.score_samples(seen) - 0.4, 0)
+def _raw(found: LocalOutlierFactor, seen: Floats) -> Floats:
+    # -score_samples is about 1 for what is as far from its neighbours as these are from theirs.
+    return np.maximum(-found.score_samples(seen) - 0.9, 0)
