@@ -24,6 +24,7 @@ NAMES = (
     "drain",
     "rollback",
     "chaos",
+    "anomaly",
     "anomaly-speed",
 )
 _OPTIONS = {"chaos": ("only",), "faults": ("only", "strikes"), "rollback": ("only", "verbose")}

@@ -1,7 +1,7 @@
 """How well the anomaly-scorer's detector finds labelled events, judged by a harness outside of this repository.
 
 `KREFLEX_ANOMALY_HARNESS` names the harness' file (`judge`, `vus_pr`, `runs`, `load`), `KREFLEX_ANOMALY_DATA` the
-folder with `manifest.json`; without them, both are looked for in the folder `shared` beside the checkout. Where they are
+folder with `manifest.json`; without them, both are looked for in the folder `shared` beside the checkout. If they are
 absent, the benchmark says so, and holds nothing.
 
 The only thing that is fitted is one number for all series: by how much the shipped threshold is multiplied. `f1` is
@@ -54,7 +54,7 @@ class Judged:
     @property
     def hour(self) -> int:
         """How long an alarm lasts, as the harness counts them."""
-        return max(6, round(3600 / self.meta["period_s"]))
+        return max(6, round(3600 / float(self.meta["period_s"])))
 
 
 @dataclass

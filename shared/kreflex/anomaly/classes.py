@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from kreflex.anomaly.detector import CLASSES, About, Bools, Floats, Kinds
+
+Rows = npt.NDArray[np.intp]
 
 _HOUR, _SEASON, _NEAR = 0, 1, 2
 _FULL = 0.9
@@ -18,13 +20,21 @@ _FASTER = 1.5
 _HORIZON = 4 * 3600.0
 
 
-class Experts(Protocol):
-    @property
-    def hour(self) -> Floats: ...
-    @property
-    def season(self) -> Floats: ...
-    @property
-    def near(self) -> Floats: ...
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the experts say of some samples of each series, in units of its scale, with the sign."""
+
+    hour: Floats
+    season: Floats
+    near: Floats
+    rise: Floats
+
+    def magnitudes(self) -> Floats:
+        """Give them as they are calibrated, shape (experts, series, samples)."""
+        return abs(np.stack((self.hour, self.season, self.near, self.rise)))
+
+    def of(self, rows: Rows) -> Found:
+        return Found(self.hour[rows], self.season[rows], self.near[rows], self.rise[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +44,24 @@ class View:
     values: Floats
     level: Floats
     scale: Floats
-    experts: Experts
+    experts: Found
     high: Floats
     rise: Floats
     still: Floats
     gone: Floats
+
+    def of(self, rows: Rows) -> View:
+        """Leave in some series only."""
+        return View(
+            self.values[rows],
+            self.level[rows],
+            self.scale[rows],
+            self.experts.of(rows),
+            self.high[rows],
+            self.rise[rows],
+            self.still[rows],
+            self.gone[rows],
+        )
 
     @property
     def newest(self) -> Floats:
@@ -87,13 +110,20 @@ def _steady(values: Floats) -> Bools:
 
 
 def of(view: View, leak: Floats, score: Floats, about: About) -> Kinds:
-    """Name what is wrong with each series; the first rule that holds."""
-    first = np.select(
-        [~np.isfinite(view.newest), *(holds for _, holds in _rules(view, leak, score, about))],
-        [CLASSES.index("absent"), *(CLASSES.index(name) for name, _ in _rules(view, leak, score, about))],
-        default=CLASSES.index("anomaly"),
-    )
-    return np.asarray(first, dtype=np.uint8)
+    """Name what is wrong with each series that is beyond its threshold; the first rule that holds."""
+    kinds = np.full(len(score), CLASSES.index("anomaly"), dtype=np.uint8)
+    kinds[~np.isfinite(view.newest)] = CLASSES.index("absent")
+    rows = np.flatnonzero(np.nan_to_num(score) >= 1)
+    rows = rows[np.isfinite(view.newest[rows])]
+    if len(rows):
+        rules = _rules(view.of(rows), leak[rows], score[rows], _of(about, rows))
+        names = [CLASSES.index(name) for name, _ in rules]
+        kinds[rows] = np.select([holds for _, holds in rules], names, default=CLASSES.index("anomaly"))
+    return kinds
+
+
+def _of(about: About, rows: Rows) -> About:
+    return about if about.limit is None else replace(about, limit=np.asarray(about.limit)[rows])
 
 
 def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[str, Bools]]:
@@ -131,8 +161,8 @@ def _dropped(view: View) -> Bools:
 def _stays(view: View) -> Bools:
     """The last five samples are on the same side of the hour before them."""
     with np.errstate(over="ignore", invalid="ignore"):
-        off = (view.values[:, -5:] - view.expected[:, None]) / view.scale[:, None]
-    far = np.nan_to_num(off) / view.high[:, _HOUR, None]
+        off = (view.values[:, -5:] - view.expected[:, None]) / view.scale[:, None] / view.high[:, _HOUR, None]
+    far = np.nan_to_num(off)
     return np.asarray((far > 0.5).all(axis=1) | (far < -0.5).all(axis=1))
 
 

@@ -5,8 +5,6 @@ Method, numbers and what was tried: docs/adr/0026-anomalies-are-measured-by-a-se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
@@ -101,27 +99,13 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     return Scores(score, flag, classes.of(view, leak, score, about), classes.evidence(view, leak, about))
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the experts say of some samples of each series, in units of its scale, with the sign."""
-
-    hour: Floats
-    season: Floats
-    near: Floats
-    rise: Floats
-
-    def magnitudes(self) -> Floats:
-        """Give them as they are calibrated, shape (experts, series, samples)."""
-        return abs(np.stack((self.hour, self.season, self.near, self.rise)))
-
-
-def _experts(state: State, values: Floats, samples: int, times: Floats, step: float) -> Found:
+def _experts(state: State, values: Floats, samples: int, times: Floats, step: float) -> classes.Found:
     scaled = _scaled(state, values)
     hour, near, rise = _looked_back(scaled, samples, step)
     usual = season.expected(state["profile"], times, step)
     # Before a day has passed, the nearest time of day that is known is an hour ago.
     usual = np.where(_days(state, step)[:, None] >= 1, usual, np.nan)
-    return Found(hour, scaled[:, -samples:] - usual, near, rise)
+    return classes.Found(hour, scaled[:, -samples:] - usual, near, rise)
 
 
 def _days(state: State, step: float) -> Floats:
@@ -141,8 +125,11 @@ def _looked_back(scaled: Floats, samples: int, step: float) -> tuple[Floats, Flo
         nothing = np.full_like(newest, np.nan)
         return hour, nothing, nothing
     apart = windows.LOOK - windows.NEAR
-    lately = windows.before(scaled, windows.NEAR, samples + apart)
-    return hour, newest - lately[:, apart:], lately[:, apart:] - lately[:, :-apart]
+    if samples >= apart:
+        lately = windows.before(scaled, windows.NEAR, samples + apart)
+        return hour, newest - lately[:, apart:], lately[:, apart:] - lately[:, :-apart]
+    lately = windows.before(scaled, windows.NEAR, samples)
+    return hour, newest - lately, lately - windows.before(scaled[:, :-apart], windows.NEAR, samples)
 
 
 def _thresholds(state: State) -> Floats:
@@ -157,7 +144,7 @@ def _thresholds(state: State) -> Floats:
     return np.asarray(np.maximum(used, least[:, None]))
 
 
-def _together(found: Found, high: Floats) -> Floats:
+def _together(found: classes.Found, high: Floats) -> Floats:
     """Multiply the hour's and the season's residual, and average over three samples; the hour's alone at first."""
     hour = abs(found.hour) / high[:, HOUR, None]
     usual = abs(found.season) / high[:, SEASON, None]
@@ -189,7 +176,7 @@ def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     hour, near, rise = _looked_back(scaled, samples, about.step)
     times = about.end - about.step * np.arange(samples - 1, -1, -1)
     usual, state["profile"] = _season_by_day(_scaled(state, normal), times, about.step)
-    found = Found(hour, _scaled(state, values) - usual, near, rise)
+    found = classes.Found(hour, _scaled(state, values) - usual, near, rise)
     state = _counted(state, found.magnitudes(), normal)
     state["still"] = _usual(windows.still(values))
     state["gap"] = _usual(windows.missing(values))

@@ -38,25 +38,26 @@ def _at(profile: Floats, slots: np.ndarray[tuple[int, ...], np.dtype[np.intp]]) 
 
 def learnt(profile: Floats, days: Floats, values: Floats, times: Floats, step: float) -> Floats:
     """Move the slots of these times towards the middle of their samples; times are those of less than a day."""
+    slots, first, counts = np.unique((times % DAY / _SLOT).astype(np.intp), return_index=True, return_counts=True)
+    # Times go up, so that the samples of a slot are side by side.
+    place = np.arange(len(times)) - np.repeat(first, counts)
+    samples = np.full((len(values), len(slots), counts.max()), np.nan, np.float32)
+    samples[:, np.repeat(np.arange(len(slots)), counts), place] = values
+    count = np.isfinite(samples).sum(axis=2)
+    middle = _middle(samples, count)
+    before = np.asarray(profile[:, slots], dtype=np.float32)
+    # A slot of which an update sees a part moves by that part.
+    weight = np.maximum(_LEAST, 1 / (days + 1))[:, None] * np.minimum(1.0, count / max(_SLOT / step, 1.0))
+    moved = np.where(np.isfinite(before), before + weight * (middle - before), middle)
     result = np.array(profile, dtype=np.float32)
-    slots = (times % DAY / _SLOT).astype(np.intp)
-    whole = max(_SLOT / step, 1.0)
-    for slot in np.unique(slots):
-        own = values[:, slots == slot]
-        count = np.isfinite(own).sum(axis=1)
-        middle = _middle(own, count)
-        # A slot of which an update sees a part moves by that part.
-        weight = np.maximum(_LEAST, 1 / (days + 1)) * np.minimum(1.0, count / whole)
-        moved = result[:, slot] + weight * (middle - result[:, slot])
-        moved = np.where(np.isfinite(result[:, slot]), moved, middle)
-        result[:, slot] = np.where(count > 0, moved, result[:, slot])
+    result[:, slots] = np.where(count > 0, moved, before)
     # Half precision, as the state has it: it must not overflow.
     return np.clip(result, -60_000, 60_000)
 
 
 def _middle(rows: Floats, count: np.ndarray[tuple[int, ...], np.dtype[np.intp]]) -> Floats:
-    ordered = np.sort(rows, axis=1)
-    last = np.maximum(rows.shape[1] - 1, 0)
-    low = np.take_along_axis(ordered, (np.maximum(count - 1, 0) // 2)[:, None], axis=1)
-    high = np.take_along_axis(ordered, np.minimum(count // 2, last)[:, None], axis=1)
-    return np.asarray((low + high) / 2)[:, 0]
+    ordered = np.sort(rows, axis=-1)
+    low = np.take_along_axis(ordered, (np.maximum(count - 1, 0) // 2)[..., None], axis=-1)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, rows.shape[-1] - 1)[..., None], axis=-1)
+    # Halved first: the sum of two huge ones overflows.
+    return np.asarray(low / 2 + high / 2)[..., 0]

@@ -1,19 +1,168 @@
-import numpy as np
+from dataclasses import replace
 
-from kreflex.anomaly.detector import About, Detector
+import numpy as np
+import pytest
+
+from kreflex.anomaly import tails
+from kreflex.anomaly.detector import CLASSES, About, Detector, Floats
 from kreflex.anomaly.engine import Calibrated
 
+DETECTOR: Detector = Calibrated()
 ABOUT = About(step=60.0, end=1_700_000_040.0, kind="cpu", false_alarms=0.05)
+WINDOW = DETECTOR.window
+ODD = {
+    "missing": np.full(300, np.nan),
+    "infinite": np.full(300, np.inf),
+    "constant": np.full(300, 7.0),
+    "zero": np.zeros(300),
+    "counting": np.arange(300.0) * 1e9,
+    "huge": np.linspace(-1.0, 1.0, 300) * 1e308,
+    "tiny": np.linspace(1e-308, 5e-308, 300),
+    "one sample": np.concatenate((np.full(299, np.nan), [1.0])),
+    "every other": np.where(np.arange(300) % 2, np.nan, 5.0),
+    "one jump": np.concatenate((np.zeros(299), [1e300])),
+}
 
 
-def noise(series: int = 2, samples: int = 2000) -> np.ndarray:
-    return 10 + np.random.default_rng(7).normal(size=(series, samples))
+def noise(series: int = 1, samples: int = 3000, level: float = 10.0) -> Floats:
+    return np.asarray(level + np.random.default_rng(7).normal(size=(series, samples)))
+
+
+def found(tail: Floats, history: Floats | None = None, about: About = ABOUT) -> tuple[bool, str, float]:
+    """What is said of the last of these samples, after a history of noise."""
+    past = noise() if history is None else history
+    state = DETECTOR.learn(past, replace(about, end=about.end - 60.0 * len(tail)))
+    recent = np.concatenate((past, [tail]), axis=1)[:, -WINDOW:]
+    scores = DETECTOR.score(state, recent, about)
+    return bool(scores.flag[0]), CLASSES[scores.kind[0]], float(scores.score[0])
+
+
+def test_the_state_of_a_series_is_less_than_a_kilobyte() -> None:
+    assert DETECTOR.dtype.itemsize <= 1024
 
 
 def test_flags_a_value_far_off_and_no_usual_one() -> None:
-    detector: Detector = Calibrated()
-    history = noise()
-    state = detector.learn(history, ABOUT)
-    recent = history[:, -detector.window :].copy()
-    recent[:, -1] = [10, 40]
-    assert detector.score(state, recent, ABOUT).flag.tolist() == [False, True]
+    history = noise(2)
+    recent = history[:, -WINDOW:].copy()
+    recent[:, -1] = [10, 60]
+    assert DETECTOR.score(DETECTOR.learn(history, ABOUT), recent, ABOUT).flag.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("tail", "name"),
+    [
+        (np.array([60.0]), "spike"),
+        (np.array([0.0]), "dropout"),
+        (np.full(6, 40.0), "level-shift"),
+        (np.array([40.0, 15.0] * 5), "thrash"),
+        (np.full(40, 10.5), "flatline"),
+        (np.full(20, np.nan), "absent"),
+    ],
+)
+def test_names_what_is_wrong(tail: Floats, name: str) -> None:
+    flag, kind, _ = found(tail, noise(level=10.0) if name != "dropout" else noise(level=30.0))
+    assert (flag, kind) == (True, name)
+
+
+def test_names_a_leak_and_when_it_ends() -> None:
+    about = replace(ABOUT, kind="memory", limit=np.array([700.0]))
+    history, rise = noise(level=100.0), 100 + 3 * np.arange(70.0)
+    state = DETECTOR.learn(history, about)
+    scores = DETECTOR.score(state, np.concatenate((history, [rise]), axis=1)[:, -WINDOW:], about)
+    assert (scores.flag.tolist(), CLASSES[scores.kind[0]]) == ([True], "leak")
+    assert scores.evidence["seconds_to_limit"][0] == pytest.approx((700 - rise[-1]) / 3 * 60)
+
+
+def test_says_that_a_limit_is_nearly_reached() -> None:
+    assert found(np.array([95.0]), about=replace(ABOUT, limit=np.array([100.0])))[:2] == (True, "saturation")
+
+
+def test_a_return_to_what_was_usual_within_the_hour_is_no_anomaly() -> None:
+    assert not found(np.concatenate((np.full(9, 30.0), np.full(3, 10.0))))[0]
+
+
+def test_a_series_that_often_rests_says_nothing_by_resting() -> None:
+    resting = np.repeat(noise(samples=60), 50, axis=1)
+    assert not found(np.full(40, resting[0, -1]), resting)[0]
+
+
+@pytest.mark.parametrize("past", ODD)
+@pytest.mark.parametrize("recent", ODD)
+def test_says_nothing_unsound_of_odd_samples(past: str, recent: str) -> None:
+    about = replace(ABOUT, kind="memory", limit=np.array([10.0]))
+    state = DETECTOR.learn(ODD[past][None], about)
+    grown = DETECTOR.update(state, ODD[recent][None, : WINDOW + 59], about)
+    for one in (state, grown):
+        scores = DETECTOR.score(one, ODD[recent][None, -WINDOW:], about)
+        assert not np.isinf(scores.score).any()
+        assert scores.flag.tolist() == [bool(score >= 1) for score in scores.score]
+
+
+def test_knows_nothing_of_what_it_has_hardly_seen() -> None:
+    state = DETECTOR.learn(noise(samples=5), ABOUT)
+    scores = DETECTOR.score(state, noise(samples=WINDOW), ABOUT)
+    assert (np.isnan(scores.score[0]), scores.flag[0]) == (True, False)
+
+
+def test_learns_anew_in_an_update_what_was_too_short_before() -> None:
+    state = DETECTOR.update(DETECTOR.learn(noise(samples=5), ABOUT), noise(samples=WINDOW + 59), ABOUT)
+    assert state["seen"][0] == WINDOW + 59
+
+
+def test_equal_input_gives_equal_states_and_scores() -> None:
+    history = noise(3)
+    one, two = DETECTOR.learn(history, ABOUT), DETECTOR.learn(history.copy(), ABOUT)
+    assert one.tobytes() == two.tobytes()
+    recent = history[:, -WINDOW:]
+    assert DETECTOR.score(one, recent, ABOUT).score.tobytes() == DETECTOR.score(two, recent, ABOUT).score.tobytes()
+
+
+def test_a_series_is_scored_alike_alone_and_among_others() -> None:
+    history = noise(4)
+    together = DETECTOR.score(DETECTOR.learn(history, ABOUT), history[:, -WINDOW:], ABOUT)
+    alone = DETECTOR.score(DETECTOR.learn(history[2:3], ABOUT), history[2:3, -WINDOW:], ABOUT)
+    assert together.score[2] == alone.score[0]
+
+
+def test_going_on_to_learn_keeps_the_old_state_as_it_was() -> None:
+    state = DETECTOR.learn(noise(), ABOUT)
+    before = state.tobytes()
+    assert DETECTOR.update(state, noise(samples=WINDOW + 59), ABOUT).tobytes() != before
+    assert state.tobytes() == before
+
+
+def test_what_is_excluded_does_not_raise_the_threshold() -> None:
+    wild = noise(samples=WINDOW + 59)
+    wild[:, -50:] += 100
+    state = DETECTOR.learn(noise(), ABOUT)
+    excluded = np.zeros(wild.shape, bool)
+    excluded[:, -50:] = True
+    calm = DETECTOR.update(state, wild, ABOUT, excluded)["top"][0, 0, 0]
+    assert calm < 10 < DETECTOR.update(state, wild, ABOUT)["top"][0, 0, 0]
+
+
+def test_fewer_wanted_false_alarms_and_a_higher_factor_lower_the_score() -> None:
+    usual = found(np.array([60.0]))[2]
+    assert found(np.array([60.0]), about=replace(ABOUT, false_alarms=0.005))[2] < usual
+    assert found(np.array([60.0]), about=replace(ABOUT, factor=np.array([2.0])))[2] == pytest.approx(usual / 2)
+
+
+def test_a_new_pod_borrows_the_thresholds_of_its_siblings() -> None:
+    history = noise(3) * np.array([[1.0], [1.0], [0.01]])
+    history[:2, 100::200] += 40
+    history[2, :-30] = np.nan
+    about = replace(ABOUT, siblings=np.zeros(3, np.intp))
+    recent = history[:, -WINDOW:].copy()
+    recent[2, -1] += 20
+    alone = DETECTOR.score(DETECTOR.learn(history, ABOUT), recent, ABOUT).score[2]
+    assert DETECTOR.score(DETECTOR.learn(history, about), recent, about).score[2] < alone / 5
+
+
+def test_a_tail_forgets_slowly() -> None:
+    top = tails.grown(np.full((1, tails.KEPT), -1.0), np.array([[8.0]]))
+    later = tails.grown(top, np.full((1, 4 * tails.MEMORY), np.nan))
+    assert later[0, :2].tolist() == [4.0, -1.0]
+
+
+def test_a_short_history_is_believed_less() -> None:
+    assert tails.beyond(np.array([31.25, 500.0, 5000.0]), 0.05).tolist() == [2.0, 1.0, 1.0]
