@@ -18,6 +18,7 @@ from kreflex.serve import REFLEXES
 from kreflex.settings import CoreSettings
 from kreflex.views import JSON, Ref
 from kreflex.waking import Waker
+from kreflex.world import World
 from tests.values import HOUR, NOW, CannedApi, a_pod, a_record_body, an_empty_ledger, objects, stamp
 
 assert killer.main is not None
@@ -209,3 +210,20 @@ async def test_writes_nothing_but_records() -> None:
 def replaced() -> JSON:
     """A looping pod that none of the records is about."""
     return a_pod(Ref("v1", "Pod", "shop", "cart-9", "uid-cart-9"))
+
+
+async def test_calls_who_looks_after_objects_of_his_own_for_those_that_are_due() -> None:
+    async def errand(_: World) -> AsyncIterator[JSON]:
+        yield {"namespace": "shop", "name": "storm"}
+
+    async def nothing(_: World) -> AsyncIterator[JSON]:
+        for item in list[JSON]():
+            yield item
+
+    for due, calls in ((errand, [("due", ["storm"])]), (nothing, [])):
+        function, api = Function(), a_cluster()
+        async with function.serving() as url:
+            urls = {"chaos-runner": url}
+            waker = Waker(urls, [], api.world(), Writer(api), CoreSettings(), RETAIN, {"chaos-runner": due})
+            assert await waker.go() == []
+        assert function.calls == calls
