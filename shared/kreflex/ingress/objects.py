@@ -33,15 +33,18 @@ def read_object(body: Any, where: str, source: str, delivery: str) -> Delivery:
         return Delivery(_handed_on(body, delivery), due=(_record(body, where),))
     if kind == EXPERIMENT and _is_ours(body):
         return Delivery(experiments=(_record(body, where),))
-    if kind == "Pod":
-        return Delivery((_pod(body, where, source, delivery),))
-    if kind == "Node":
-        return Delivery((_node(body, where, source, delivery),))
-    if kind in TOLD:
-        return Delivery((_workload(body, kind, where, source, delivery),))
     if kind == "Event":
         return _told(body, where, source, delivery)
-    return Delivery(ignored=(f"a {shown(kind)} is for no function here",))
+    signal = _signal(body, kind, where, source, delivery)
+    return Delivery((signal,)) if signal else Delivery(ignored=(f"a {shown(kind)} is for no function here",))
+
+
+def _signal(body: JSON, kind: str, where: str, source: str, delivery: str) -> Signal | None:
+    if kind == "Pod":
+        return _pod(body, where, source, delivery)
+    if kind == "Node":
+        return _node(body, where, source, delivery)
+    return _workload(body, kind, where, source, delivery) if kind in TOLD else None
 
 
 def read_deleted(body: Any, where: str, source: str, delivery: str) -> Delivery:
