@@ -29,7 +29,7 @@ _LOGIN = "git-rollback"
 _SOURCE, _FILE = "source", "apps/shop.yaml"
 _MADE, _OPENED = 120.0, 240.0
 # git's work has to fit into an attempt, which keeps three seconds for itself.
-_ACT_WITHIN = 12.0
+_ACT_WITHIN = 20.0
 _SKIPPED = {"metadata": {"annotations": {argo_cd.SKIP: "true"}}}
 _FOLLOWED = {"metadata": {"annotations": {argo_cd.SKIP: None}}}
 _RECORD = "Kreflex-Record:"

@@ -36,7 +36,7 @@ async def test_each_looping_pod_is_evicted_once_whatever_is_killed(tmp_path: Pat
     async with rig.cluster(tmp_path) as plane, rig.rig(plane, 2, once_only.ACT_WITHIN) as running:
         await running.start_waker(once_only.ROUND)
         await once_only.start_senders(running)
-        found = await once_only.run(running, faults, width=5, deliveries=50, patience=90)
+        found = await once_only.run(running, faults, width=5, deliveries=50, patience=180)
 
     assert once_only.breaches(found) == []
     assert found["deliveries_per_fault"] >= 50
