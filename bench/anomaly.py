@@ -30,6 +30,7 @@ import numpy as np
 
 from bench.anomaly_detector import hourly
 from kreflex.anomaly.detector import Bools, Floats
+from kreflex.anomaly.feedback import Verdict, moved
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 _HARNESS = Path(os.environ.get("KREFLEX_ANOMALY_HARNESS") or _BESIDE / "tools" / "anomaly_eval.py")
@@ -210,15 +211,12 @@ def _played(harness: ModuleType, row: Judged) -> tuple[Bools, float]:
         end = min(start + row.hour, len(raw))
         flags[start:end] = raw[start:end] >= factor
         if asked < _ASKED:
-            factor = _answered(factor, float(raw[start:end].max()), confirmed=bool(truth[start:end].any()))
+            verdict: Verdict = "confirmed" if truth[start:end].any() else "dismissed"
+            # As the book of production moves it; a score is relative to the factor of its time.
+            factor = moved(factor, verdict, float(raw[start:end].max()) / factor, factor)
             asked += 1
         now = end
     return flags, factor
-
-
-def _answered(factor: float, peak: float, *, confirmed: bool) -> float:
-    """A dismissed alert raises the threshold just above it, a confirmed one lowers it a little; both are bounded."""
-    return max(0.5, factor * 0.95) if confirmed else min(4.0, max(factor, peak * 1.02))
 
 
 def _true(harness: ModuleType, row: Judged) -> Bools:
