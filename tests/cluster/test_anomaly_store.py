@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kreflex.anomaly.objects import Objects
 from kreflex.anomaly.store import PREFIX, ConfigMaps, Folder, Store, Stored, store_at
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
@@ -19,6 +20,8 @@ from kreflex.errors import ConflictError, SettingsError, UnavailableError
 from lab.cluster import ControlPlane
 
 HOME = "kreflex-system"
+# A bucket of any server that speaks S3, which the AWS_… variables lead to.
+S3 = "KREFLEX_S3"
 MAPS = f"/api/v1/namespaces/{HOME}/configmaps"
 # Three parts in ConfigMaps.
 LARGE = os.urandom(2_300_000)
@@ -37,10 +40,13 @@ async def in_configmaps(plane: ControlPlane) -> AsyncIterator[ConfigMaps]:
         await transport.close()
 
 
-@pytest.fixture(params=["configmaps", "folder"])
+@pytest.fixture(params=["configmaps", "folder", "objects"])
 async def store(request: pytest.FixtureRequest, installed: ControlPlane, tmp_path: Path) -> AsyncIterator[Store]:
     if request.param == "folder":
         yield Folder(tmp_path / "states")
+        return
+    if request.param == "objects":
+        yield Objects.at(os.environ.get(S3, "") or pytest.skip(f"{S3} names no bucket, as s3://bucket/prefix does"))
         return
     async with in_configmaps(installed) as maps:
         yield maps
@@ -187,6 +193,9 @@ async def test_a_store_is_chosen_by_its_address(installed: ControlPlane) -> None
     given = Reader(transport), Writer(transport), HOME
     assert isinstance(store_at("configmaps", *given), ConfigMaps)
     assert isinstance(store_at("file:///var/states", *given), Folder)
+    assert isinstance(store_at("s3://bucket/prefix", *given), Objects)
+    with pytest.raises(SettingsError, match="STATE_STORE must name a bucket"):
+        store_at("s3:///prefix", *given)
     with pytest.raises(SettingsError, match=r"STATE_STORE must be configmaps, file:///path or s3://bucket/prefix"):
         store_at("redis://here", *given)
 
