@@ -133,6 +133,8 @@ class Metrics:
 def series_in(content: bytes) -> list[dict[str, Any]]:
     """Read the series of an answer as the API gives them."""
     series: list[dict[str, Any]] = json.loads(content)["data"]["result"]
+    if not isinstance(series, list):
+        raise TypeError("it holds no list of series")
     return series
 
 

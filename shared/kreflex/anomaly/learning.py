@@ -28,8 +28,8 @@ _DAY = 86_400.0
 _PIECE = 60
 # Who has not learnt for longer learns anew: to catch up would take as long.
 _PIECES = 6
-# Of all answers that one batch of new series is learnt from: 110 MB as text, read in pieces.
-_POINTS = 4_000_000
+# Of all that new series are learnt from at once: 80 MB as text, read in pieces, and 24 MB as numbers.
+_POINTS = 3_000_000
 # How many samples are learnt from before the time is looked at; it bounds the memory that a detector needs, too.
 _BATCH = 120_000
 # A series is new in the cluster, and not only to us, if it is younger than this many samples.
@@ -314,6 +314,7 @@ class _Course:
             states.append(await self._batch_learnt(current, batch, relatives, window, limit))
         done = rows[: len(states) * size]
         bundle = _merged(bundle, [current.keys[row] for row in done], np.concatenate(states), self.tick)
+        del window
         if step > self.step and not self._late():
             bundle = await self._refined(bundle, limit)
         return bundle, len(done)

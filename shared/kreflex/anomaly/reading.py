@@ -126,10 +126,13 @@ class _Gathered:
 
     def take(self, content: bytes) -> int:
         """Read one answer; tell how many series it has."""
-        series = _texts(content)
-        self._know([labels for labels, _ in series if labels not in self._places])
-        for labels, points in series:
-            self._put(self._values[self._places[labels]], points)
+        series = _found(content)
+        if series is None:
+            content = _rewritten(content)
+            series = _found(content) or []
+        self._know([labels for labels, _, _ in series if labels not in self._places])
+        for labels, begin, end in series:
+            self._put(self._values[self._places[labels]], content[begin:end])
         return len(series)
 
     def _know(self, fresh: Sequence[bytes]) -> None:
@@ -137,7 +140,9 @@ class _Gathered:
         named = _keyed(self._query, [json.loads(text) for text in fresh])
         self._places |= {fresh[row]: len(self._named) + place for place, (_, _, row) in enumerate(named)}
         self._named += [(key, labels) for key, labels, _ in named]
-        self._values = np.concatenate((self._values, np.full((len(named), self._samples), np.nan)))
+        if named:
+            empty = np.full((len(named), self._samples), np.nan)
+            self._values = np.concatenate((self._values, empty)) if len(self._values) else empty
 
     def matrix(self) -> Matrix:
         order = sorted(range(len(self._named)), key=lambda row: self._named[row][0])
@@ -214,28 +219,29 @@ def _sample(one: dict[str, Any]) -> str:
     return str(one["value"][1]) if "value" in one else "NaN"
 
 
-def _texts(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Find the labels and the samples of each series of a range query's answer, as the text that they are."""
+def _found(content: bytes) -> list[tuple[bytes, int, int]] | None:
+    """Find the labels of each series of a range query's answer, and from where to where its samples are.
+
+    None if it is written in another way than all of them do: with spaces, or with native histograms among them.
+    """
     found, at = [], content.find(_METRIC)
+    if at < 0 and b'"result":[]' not in content:
+        return None
     while at >= 0:
         begin = content.find(_VALUES, at)
         end = content.find(b"]]", begin)
         labels = content[at + len(_METRIC) : begin]
-        # All of them write it without spaces. What has no samples, but a native histogram, has no values.
         if begin < 0 or end < 0 or _METRIC in labels:
-            return _texts_of_objects(content)
-        found.append((labels, content[begin + len(_VALUES) : end]))
+            return None
+        found.append((labels, begin + len(_VALUES), end))
         at = content.find(_METRIC, end)
-    return found or _texts_of_objects(content)
+    return found
 
 
-def _texts_of_objects(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Do the same for what is written in another way; slowly."""
-    series = [one for one in series_in(content) if one.get("values")]
-    return [
-        (json.dumps(one["metric"]).encode(), "],[".join(f'{at},"{value}"' for at, value in one["values"]).encode())
-        for one in series
-    ]
+def _rewritten(content: bytes) -> bytes:
+    """Write an answer as all of them do; slowly."""
+    series = [{"metric": one["metric"], "values": one["values"]} for one in series_in(content) if one.get("values")]
+    return json.dumps({"result": series}, separators=(",", ":")).encode()
 
 
 def _keyed(query: str, labels: Sequence[Labels]) -> list[tuple[str, Labels, int]]:
