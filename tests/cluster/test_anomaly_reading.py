@@ -435,4 +435,6 @@ async def test_a_piece_that_not_all_had_time_for_is_gone_on_with(
         learnt = await refresh(store, samples, watch, signal, detector, END - HOUR + number, seconds=0)
         updated.append(learnt.updated)
     assert updated == [1, 1, 1, 0]
-    assert {row[:3] for row in table(learnt.bundle).values()} == {(1, 1, 1441 + 10)}
+    kept = await load(store, watch, signal, detector)
+    assert kept is not None
+    assert {row[:3] for row in table(kept).values()} == {(1, 1, 1441 + 10)}

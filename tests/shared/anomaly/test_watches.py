@@ -60,7 +60,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_nodes_are_watched_from_kreflex_own_namespace_only() -> None:
-    nodes = {"target": {"kind": "Node", "nameLabel": "node"}}
+    nodes: dict[str, Any] = {"target": {"kind": "Node", "nameLabel": "node"}}
     assert a_watch(**nodes).target({"node": "n1"}) == ("", "n1")
     broken = read_watch(a_body("shop", **nodes))
     assert isinstance(broken, Broken)
