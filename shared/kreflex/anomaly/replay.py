@@ -16,6 +16,7 @@ from kreflex.anomaly.episodes import CALM
 from kreflex.anomaly.reading import Matrix, Vector
 from kreflex.anomaly.reconciling import stormy
 from kreflex.anomaly.scoring import Sampling, Scored, groups_of, limits_of, spread
+from kreflex.anomaly.states import UNCONFIRMED, began
 from kreflex.anomaly.watches import KIND, Signal, Watch
 from kreflex.errors import KreflexError
 
@@ -103,7 +104,8 @@ async def replay(
     story = _Story(watch)
     for tick in range(learnt, count):
         now = datetime.fromtimestamp(end - (count - 1 - tick) * watch.step, UTC)
-        story.tick(now, [await player.play(tick) for player in players])
+        open_ = story.began()
+        story.tick(now, [await player.play(tick, open_) for player in players])
     first = datetime.fromtimestamp(end - (count - 1 - learnt) * watch.step, UTC)
     return Replay(watch, first, datetime.fromtimestamp(end, UTC), [one.track for one in players], story.raised)
 
@@ -155,11 +157,11 @@ class _Player:
         there = np.asarray(np.isfinite(self.track.matrix.values[:, :learnt]).any(axis=1))
         self._learn(learnt - 1, there, learnt)
 
-    async def play(self, tick: int) -> Scored:
-        """Score one tick, and learn what production learns at it."""
+    async def play(self, tick: int, open_: Mapping[Place, datetime]) -> Scored:
+        """Score one tick, and learn what production learns at it; `open_` are the anomalies there are, since when."""
         if (tick - self.track.learnt) % _PIECE == _PIECE - 1:
             await self._ask_limit(tick)
-            self._update(tick)
+            self._update(tick, open_)
         scored = self._score(tick)
         # Who has appeared is learnt at the tick that sees it, and scored from the next on.
         self._learn(tick, np.isfinite(self.track.matrix.values[:, tick]) & ~self._known, 2 * self._detector.window)
@@ -192,11 +194,23 @@ class _Player:
         self._state[rows] = self._detector.learn(history, self._about(tick, rows))
         self._known[rows] = True
 
-    def _update(self, tick: int) -> None:
+    def _update(self, tick: int, open_: Mapping[Place, datetime]) -> None:
         rows = np.flatnonzero(self._known)
         begin = max(0, tick + 1 - _PIECE - self._detector.window + 1)
         recent = self.track.matrix.values[rows, begin : tick + 1]
-        self._state[rows] = self._detector.update(self._state[rows], recent, self._about(tick, rows))
+        mask = self._mask(rows, np.array([self._at(one) for one in range(begin, tick + 1)]), open_) if open_ else None
+        self._state[rows] = self._detector.update(self._state[rows], recent, self._about(tick, rows), mask)
+
+    def _mask(self, rows: npt.NDArray[np.intp], times: Floats, open_: Mapping[Place, datetime]) -> Bools:
+        """Tell which samples are not learnt from: those of anomalies that are open, for a day at most."""
+        mask = np.zeros((len(rows), len(times)), dtype=bool)
+        for number, row in enumerate(rows):
+            named = self._watch.target(self.track.matrix.labels[row])
+            since = open_.get(Place(self._watch.spec.target.kind, *named)) if named else None
+            if since is not None:
+                until = (since + UNCONFIRMED).timestamp()
+                mask[number] = (times >= began(since, self._watch)) & (times <= until)
+        return mask
 
     def _score(self, tick: int) -> Scored:
         matrix, known = self.track.matrix, self._known.copy()
@@ -224,6 +238,11 @@ class _Story:
         self._terms = Terms(spec.agreement, spec.interval, frozenset(one.name for one in spec.signals if one.limit))
         self._open: dict[tuple[Place, str], Raised] = {}
         self.raised: list[Raised] = []
+
+    def began(self) -> dict[Place, datetime]:
+        """Tell what is open, and since when."""
+        newest_first = sorted(self._open.values(), key=lambda one: one.since, reverse=True)
+        return {one.place: one.since for one in newest_first}
 
     def tick(self, now: datetime, scored: Sequence[Scored]) -> None:
         """Go on by one tick."""

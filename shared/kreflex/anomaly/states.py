@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from kreflex.anomaly.anomalies import Anomaly
 from kreflex.anomaly.codec import Bundle
@@ -23,6 +23,8 @@ from kreflex.views import JSON, moment
 
 # A state learns on after so many samples, as learning.py has it.
 _SAMPLES = 60
+# For so long an anomaly that nobody has confirmed is not learnt from.
+UNCONFIRMED = timedelta(days=1)
 _OVER = frozenset({"Aborted", "Done", "Refused"})
 
 
@@ -95,16 +97,31 @@ def incidents(watch: Watch, known: Iterable[Anomaly], now: datetime) -> list[Exc
     pointer = watch.spec.target
     found = []
     for one in known:
-        # An open one that agrees is no doubt wrong; of a single signal nobody knows yet.
-        if one.status.feedback != "confirmed" and not (one.open and one.status.agreed):
+        until = _abnormal_until(one, now)
+        if until is None:
             continue
         target = one.spec.target
         labels = {pointer.name_label: target.name}
         if target.namespace:
             labels[pointer.namespace_label] = target.namespace
-        until = one.status.resolved_at or now
-        found.append(Exclusion(labels, one.spec.since.timestamp() - 5 * watch.step, until.timestamp()))
+        found.append(Exclusion(labels, began(one.spec.since, watch), until.timestamp()))
     return found
+
+
+def _abnormal_until(anomaly: Anomaly, now: datetime) -> datetime | None:
+    """Tell until when an anomaly is not learnt from; None if it is.
+
+    One that nobody has confirmed may be the new normal: after a day it is learnt, so that it ends.
+    """
+    feedback = anomaly.status.feedback
+    if feedback == "confirmed":
+        return anomaly.status.resolved_at or now
+    return min(now, anomaly.spec.since + UNCONFIRMED) if anomaly.open and feedback != "dismissed" else None
+
+
+def began(since: datetime, watch: Watch) -> float:
+    """Tell from when on samples are not normal: before an anomaly was seen it had begun."""
+    return since.timestamp() - 5 * watch.step
 
 
 async def experiments(reader: Reader, watch: Watch, now: datetime) -> list[Exclusion]:
