@@ -127,7 +127,7 @@ async def test_a_query_is_narrowed_to_the_series_of_some_labels(samples: Samples
     wanted = [("shop", "cart-b"), ("bank", "teller"), ("shop", "nobody")]
     found = await samples.instant(narrowed("memory * 2", ("namespace", "pod"), wanted), END)
     assert pods(found) == ["teller", "cart-b"]
-    strange = await samples.instant(narrowed("ratio", ("pod",), [('strange "\\\n$1',)]), END)
+    strange = await samples.instant(narrowed("ratio", ("pod",), [('strange "\\\n$1',), ("\N{SHOPPING TROLLEY}",)]), END)
     assert strange.values.tolist() == [0.5]
 
 

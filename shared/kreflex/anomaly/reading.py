@@ -190,8 +190,13 @@ def _made(names: Sequence[str], values: Sequence[str]) -> str:
     # `label_replace` with the empty pattern sets a label: https://prometheus.io/docs/prometheus/latest/querying/functions
     made = "vector(1)"
     for name, value in zip(names, values, strict=True):
-        made = f'label_replace({made},"{name}",{json.dumps(value.replace("$", "$$"))},"","")'
+        made = f'label_replace({made},"{name}",{_text(value)},"","")'
     return made
+
+
+def _text(value: str) -> str:
+    # Its strings are Go's, which know no pairs of surrogates.
+    return json.dumps(value.replace("$", "$$"), ensure_ascii=False)
 
 
 def _escaped(text: str) -> str:

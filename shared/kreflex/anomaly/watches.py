@@ -32,6 +32,7 @@ from kreflex.parts import Part
 from kreflex.policy import GROUP
 from kreflex.records import API
 from kreflex.rule import Rule
+from kreflex.signals import is_name
 from kreflex.views import JSON
 
 KIND, PLURAL = "AnomalyWatch", "anomalywatches"
@@ -40,6 +41,7 @@ RBAC_TO_READ = (Rule(GROUP, PLURAL, "list", "cluster"),)
 # Its Event is written under the rule that all functions have.
 RBAC = (*RBAC_TO_READ, Rule(GROUP, f"{PLURAL}/status", "patch", "cluster", fields=("status",)))
 _PROBLEM = 1000
+_NAMESPACE = 63
 
 INTERVAL, HISTORY = timedelta(minutes=1), timedelta(days=7)
 LEAST_SAMPLES = 60
@@ -128,6 +130,13 @@ class WatchSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _queries_differ(self) -> WatchSpec:
+        queries = [" ".join(signal.query.split()) for signal in self.signals]
+        if len(set(queries)) < len(queries):
+            raise ValueError("signals must have different queries: a series does not agree with itself")
+        return self
+
+    @model_validator(mode="after")
     def _history_suffices(self) -> WatchSpec:
         if self.history < LEAST_SAMPLES * self.interval:
             raise ValueError(f"history must be {LEAST_SAMPLES} intervals at least")
@@ -172,15 +181,18 @@ class Watch:
     def target(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Tell the namespace ("" for nodes) and the name of what a series is about.
 
-        None if its labels don't say, or name what this watch may not be about: one outside of Kreflex' own namespace
-        is about its own only.
+        None if its labels don't say, or say what is no name, or name what this watch may not be about: one outside of
+        Kreflex' own namespace is about its own only.
         """
         pointer = self.spec.target
-        name = labels.get(pointer.name_label, "")
-        if not name or pointer.kind == "Node":
-            return ("", name) if name and self.home else None
-        namespace = labels.get(pointer.namespace_label, "")
-        return (namespace, name) if namespace and (self.home or namespace == self.namespace) else None
+        # A label may have any value, and a query may make it up.
+        name, namespace = labels.get(pointer.name_label), labels.get(pointer.namespace_label)
+        if not is_name(name):
+            return None
+        if pointer.kind == "Node":
+            return ("", name) if self.home else None
+        mine = self.home or namespace == self.namespace
+        return (namespace, name) if mine and is_name(namespace) and len(namespace) <= _NAMESPACE else None
 
     def siblings(self, labels: Mapping[str, str]) -> tuple[str, ...]:
         """Tell what the series has in common with those that are expected to be like it."""

@@ -34,6 +34,7 @@ SIGNAL = {"name": "memory", "query": "m"}
         ({"signals": []}, "spec.signals: Tuple should have at least 1 item"),
         ({"signals": [{**SIGNAL, "kind": "heat"}]}, r"spec.signals[0].kind: Input should be 'cpu'"),
         ({"signals": [SIGNAL, SIGNAL]}, "spec: signals must have different names"),
+        ({"signals": [SIGNAL, {"name": "other", "query": " m\n"}]}, "spec: signals must have different queries"),
         ({"signals": [{**SIGNAL, "classes": ["leek"]}]}, "spec.signals[0].classes[0]: Input should be"),
         ({"interval": "500ms"}, "spec.interval: must be a duration like 90s, 5m or 1h30m, not '500ms'"),
         ({"interval": "0s"}, "spec.interval: must be 1s at least, and 1h at most"),
@@ -74,6 +75,11 @@ def test_nodes_are_watched_from_kreflex_own_namespace_only() -> None:
         ({"namespace": "shop"}, None),
         ({"pod": "cart-1"}, None),
         ({"namespace": "", "pod": "cart-1"}, None),
+        ({"namespace": "shop", "pod": "../../bank/pods/teller"}, None),
+        ({"namespace": "shop/secrets", "pod": "key"}, None),
+        ({"namespace": "shop", "pod": "cart-1/log?tailLines=1"}, None),
+        ({"namespace": "shop", "pod": "p" * 300}, None),
+        ({"namespace": "n" * 64, "pod": "cart-1"}, None),
     ],
 )
 def test_the_labels_name_the_target(labels: dict[str, str], target: tuple[str, str] | None) -> None:
