@@ -66,7 +66,7 @@ def shops(**of_git: str) -> Any:
         assert on.forge is not None, "the Git server does not run"
         rules = {"secret": _LOGIN, "repositories": [on.forge.server.url], "within": "60s", **of_git}
         if "forge" in rules:
-            rules["api"] = f"{on.forge.server.url}/api/v1"
+            rules["api"] = on.forge.server.url
         own = {"proof": "1s", "proveWithin": "2m", "releases": {**RELEASES, "git": rules}}
         await rig.set_policy(on.plane, where, {"maxInFlight": 1}, functions=[FUNCTION], **own)
         names = [f"{where}-{number}" for number in range(COUNT)]
@@ -183,7 +183,7 @@ COMMIT = replace(
     clear=clear_all,
 )
 PULL_REQUEST = replace(
-    COMMIT, variant="by a pull request", prepare=shops(mode="PullRequest", forge="Gitea"), meanwhile=merge
+    COMMIT, variant="by a pull request", prepare=shops(mode="PullRequest", forge="GitHub"), meanwhile=merge
 )
 SUSPENSION = replace(
     COMMIT,

@@ -191,7 +191,7 @@ class Forge:
                 raise Refusal("unknown", branch=branch)
         for pull in self._found(request, head, base, "open"):
             raise Refusal("exists", pull)
-        if branches[head] == branches[base]:
+        if await repository.has(branches[head], base):
             raise Refusal("empty", branch=head)
         number = sum(one.repository is repository for one in self.pulls) + 1
         made = Pull(number, repository, title, text or "", head, base, branches[head], branches[base])

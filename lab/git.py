@@ -162,6 +162,10 @@ class Repository:
         parts = [entry.strip("\n").split("\0") for entry in text.split("\1") if entry.strip("\n")]
         return [Commit(sha, tuple(parents.split()), who, said.strip("\n")) for sha, parents, who, said in parts]
 
+    async def has(self, commit: str, branch: str) -> bool:
+        """Whether a branch has a commit already."""
+        return bool((await git("branch", "--list", branch, "--contains", commit, directory=self.directory)).strip())
+
     async def file(self, path: str, revision: str = MAIN) -> str:
         """What a file holds at a commit or a branch."""
         return await git("show", f"{revision}:{path}", directory=self.directory)
