@@ -47,13 +47,15 @@ def doubt(anomaly: Anomaly, terms: Anomalies, now: datetime) -> str | None:
     status, kind = anomaly.status, anomaly.spec.class_
     if kind not in terms.classes:
         return f"{anomaly}: no policy lets {kind} lead to an eviction (anomalies.classes)"
+    if anomaly.dismissed:
+        return f"{anomaly} was dismissed by {anomaly.dismissed}"
     if not status.agreed:
         return f"{anomaly} may lead to nothing: {status.because or 'no second signal agrees'}"
     seen = _signals(anomaly)
     if seen < terms.signals:
         return f"{anomaly} is seen by {seen} signals, and the policy wants {terms.signals} (anomalies.signals)"
     if not anomaly.fresh(now):
-        return f"{anomaly} is old: anomaly-scorer has said nothing of it for too long (status.freshUntil)"
+        return f"{anomaly} is old: it is not beyond its threshold now, or anomaly-scorer is silent (status.freshUntil)"
     return None
 
 

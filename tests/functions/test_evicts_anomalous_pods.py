@@ -143,8 +143,22 @@ async def test_one_signal_alone_leads_to_nothing() -> None:
 
 @pytest.mark.parametrize("until", [None, stamp(NOW - timedelta(seconds=1))], ids=["never", "is over"])
 async def test_what_its_scorer_does_not_renew_is_not_believed(until: str | None) -> None:
-    old = " is old: anomaly-scorer has said nothing of it for too long (status.freshUntil)"
+    old = " is old: it is not beyond its threshold now, or anomaly-scorer is silent (status.freshUntil)"
     assert await decision(an_anomaly(freshUntil=until)) == skipped(old)
+
+
+async def test_what_a_person_has_dismissed_leads_to_nothing_before_its_scorer_has_heard_of_it() -> None:
+    no = skipped(" was dismissed by ann")
+    assert await decision(an_anomaly(feedback="dismissed", feedbackBy="ann")) == no
+    said = an_anomaly()
+    said["spec"]["feedback"] = {"verdict": "Dismissed", "by": "ann"}
+    assert await decision(said) == no
+
+
+async def test_of_what_was_said_of_an_anomaly_the_last_word_counts() -> None:
+    said = an_anomaly(feedback="dismissed", feedbackBy="ann")
+    said["spec"]["feedback"] = {"verdict": "Confirmed", "by": "bob"}
+    assert isinstance(await decision(said), EvictAnomalous)
 
 
 async def test_an_anomaly_that_is_over_leads_to_nothing() -> None:

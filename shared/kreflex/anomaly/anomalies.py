@@ -114,7 +114,9 @@ class AnomalyStatus(Part):
     phase: Phase = "Open"
     since: Time | None = None
     last_seen: Time | None = Field(None, description="Written anew every few ticks, not at each one.")
-    fresh_until: Time | None = Field(None, description="Nobody should act on it after that: its scorer is silent.")
+    fresh_until: Time | None = Field(
+        None, description="Nobody should act on it after that: it is below its threshold, or its scorer is silent."
+    )
     resolved_at: Time | None = None
     resolved_because: str | None = Field(None, max_length=300)
     score: float | None = Field(None, description="1 is the threshold.")
@@ -154,6 +156,14 @@ class Anomaly:
     def last_seen(self) -> datetime:
         """When it was seen last, as far as it was written down."""
         return self.status.last_seen or self.spec.since
+
+    @property
+    def dismissed(self) -> str:
+        """Who says that it is none, or ""; known at once, and not only when anomaly-scorer has heard it."""
+        said, status = self.spec.feedback, self.status
+        if said is not None:
+            return said.by if said.verdict == "Dismissed" else ""
+        return (status.feedback_by or "somebody") if status.feedback == "dismissed" else ""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -19,6 +19,8 @@ LOW = 0.8
 RENEW = 3
 CALM = 6
 FRESH = 6
+# So long nothing can be known of it, as of a query that was mended wrongly; then it is over, as far as anyone knows.
+UNKNOWN = timedelta(days=1)
 _SIGNALS = 20
 
 State = Literal["seen", "calm", "gone", "unknown"]
@@ -98,8 +100,8 @@ def still(anomaly: Anomaly, tick: Tick) -> AnomalyStatus | None:
     """Give the status of one that is not beyond its threshold now, and not well below it; None if nothing changes."""
     if tick.at - anomaly.last_seen < RENEW * tick.step:
         return None
-    fresh = {"last_seen": tick.at, "fresh_until": tick.at + FRESH * tick.step, "since": anomaly.spec.since}
-    return anomaly.status.model_copy(update=fresh)
+    # It is not over, but no reason to act: `fresh_until` stays as it is, for nobody has looked whether signals agree.
+    return anomaly.status.model_copy(update={"last_seen": tick.at, "since": anomaly.spec.since})
 
 
 def ended(anomaly: Anomaly, state: State, tick: Tick) -> AnomalyStatus | None:
@@ -109,6 +111,8 @@ def ended(anomaly: Anomaly, state: State, tick: Tick) -> AnomalyStatus | None:
         because = f"{place_of(anomaly)} is gone"
     elif state == "calm" and quiet >= CALM * tick.step:
         because = f"below {LOW:g} of its threshold for {round(quiet / tick.step)} ticks"
+    elif state == "unknown" and quiet >= UNKNOWN:
+        because = f"nothing could be read of it since {anomaly.last_seen:%Y-%m-%d %H:%M} UTC"
     else:
         return None
     return over(anomaly, tick.at, because)

@@ -71,21 +71,28 @@ def test_it_is_over_after_six_calm_ticks() -> None:
     assert (status.resolved_at, status.fresh_until, status.since) == (NOW + 6 * MINUTE, None, NOW)
 
 
-def test_it_is_over_with_its_object_and_never_because_nothing_is_known() -> None:
+def test_it_is_over_with_its_object() -> None:
     anomaly = after(an_anomaly(), 0)
     status = ended(anomaly, "gone", a_tick(1))
     assert status is not None
     assert status.resolved_because == "Pod shop/cart-1 is gone"
-    assert ended(anomaly, "unknown", a_tick(600)) is None
-    assert ended(anomaly, "seen", a_tick(600)) is None
+    assert ended(anomaly, "seen", a_tick(60 * 24)) is None
 
 
-def test_just_below_the_threshold_it_goes_on() -> None:
+def test_while_nothing_is_known_it_goes_on_for_a_day() -> None:
+    anomaly = after(an_anomaly(), 0)
+    assert ended(anomaly, "unknown", a_tick(60 * 24 - 1)) is None
+    status = ended(anomaly, "unknown", a_tick(60 * 24))
+    assert status is not None
+    assert status.resolved_because == f"nothing could be read of it since {NOW:%Y-%m-%d %H:%M} UTC"
+
+
+def test_just_below_the_threshold_it_goes_on_and_is_no_reason_to_act() -> None:
     anomaly = after(an_anomaly(), 0)
     assert still(anomaly, a_tick(2)) is None
     status = still(anomaly, a_tick(3))
     assert status is not None
-    assert (status.last_seen, status.fresh_until) == (NOW + 3 * MINUTE, NOW + 9 * MINUTE)
+    assert (status.last_seen, status.fresh_until) == (NOW + 3 * MINUTE, NOW + 6 * MINUTE)
 
 
 def test_a_dismissed_one_is_over_as_soon_as_it_is_not_beyond_its_new_threshold() -> None:
