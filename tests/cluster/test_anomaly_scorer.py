@@ -10,17 +10,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kreflex.anomaly.alerting import Alertmanagers
 from kreflex.anomaly.anomalies import Said
+from kreflex.anomaly.detector import About, Floats, Scores
 from kreflex.anomaly.events import Sink
 from kreflex.anomaly.reading import Samples
 from kreflex.anomaly.service import Scorer, Terms
 from kreflex.anomaly.store import ConfigMaps, Folder, Store
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
-from kreflex.errors import UnavailableError
+from kreflex.errors import ApiError, UnavailableError
 from kreflex.prom import Metrics
 from kreflex.signals import PodSignal
 from kreflex.views import JSON
@@ -134,7 +137,9 @@ class Stage:
         body = {"apiVersion": "kreflex.dev/v1alpha1", "kind": "AnomalyWatch", "metadata": metadata}
         await self.plane.api.post(WATCHES, {**body, "spec": a_spec(**spec)})
 
-    def scorer(self, writer: Writer | None = None, url: str = "", **terms: Any) -> "Ticking":
+    def scorer(
+        self, writer: Writer | None = None, url: str = "", detector: Loud | None = None, **terms: Any
+    ) -> "Ticking":
         reader = At(self.transport)
         samples = Samples(Metrics(url or self.url))
         given = {"home": HOME, "retain": timedelta(days=7), "most_open": 5, "budget": timedelta(seconds=25), **terms}
@@ -143,7 +148,7 @@ class Stage:
             writer or Writer(self.transport),
             samples,
             self.store,
-            Loud(),
+            detector or Loud(),
             Sink(self.sink),
             Alertmanagers(""),
             Terms(**given),
@@ -337,6 +342,32 @@ async def test_what_the_sink_did_not_take_is_delivered_at_the_next_tick(stage: S
     stage.inbox.status = 202
     await scorer.at(12)
     assert [event["data"]["target"]["name"] for event in stage.inbox.got] == ["one"]
+
+
+async def test_a_signal_that_its_detector_fails_on_leaves_the_others_as_they_are(stage: Stage) -> None:
+    class Odd(Loud):
+        def score(self, state: npt.NDArray[np.void], recent: Floats, about: About) -> Scores:
+            if about.kind == "traffic":
+                raise ValueError("a model of somebody's own")
+            return super().score(state, recent, about)
+
+    memory, rss = only("both")["signals"]
+    await stage.declare("w-odd", signals=[{**memory, "kind": "traffic"}, rss])
+    (failure,) = await stage.scorer(detector=Odd()).at(*range(10, 14))
+    assert failure == f'{HOME}/w-odd memory: ValueError("a model of somebody\'s own")'
+    assert await stage.told() == [("both", "anomaly", "Open", False)]
+
+
+async def test_what_can_not_be_written_of_one_target_leaves_the_others_as_they_are(stage: Stage) -> None:
+    class Refused(Writer):
+        async def _send(self, method: str, path: str, body: JSON | None, **options: Any) -> JSON:
+            if method == "POST" and body and body["kind"] == "Anomaly" and body["spec"]["target"]["name"] == "both":
+                raise ApiError("the namespace is being terminated", 403)
+            return await super()._send(method, path, body, **options)
+
+    await stage.declare("w-refused", **only("both", "one"))
+    await stage.scorer(Refused(stage.transport)).at(*range(10, 13))
+    assert await stage.told() == [("one", "anomaly", "Open", False)]
 
 
 async def test_without_its_states_nothing_is_opened_and_nothing_is_lost(stage: Stage) -> None:

@@ -19,6 +19,8 @@ from kreflex.anomaly.watches import Signal, Watch
 
 # How many ticks are looked at.
 TICKS = 15
+# Of so many series an event tells; a target may have thousands.
+_MOST = 20
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ async def around(
         rows = zip(matrix.keys, matrix.values, strict=True)
         drawn += [(f"{signal.name}/{key}", tuple(float(value) for value in row)) for key, row in rows]
     worst = sorted(latest(found), key=lambda one: (-one.score, one.name, one.series))
-    return Around(place, watch.key, tuple(worst), series, highest, tuple(drawn))
+    return Around(place, watch.key, tuple(worst[:_MOST]), series, highest, tuple(drawn))
 
 
 async def _window(samples: Sampling, watch: Watch, signal: Signal, place: Place, tick: float, length: int) -> Matrix:

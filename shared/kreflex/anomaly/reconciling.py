@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from kreflex.anomaly import agreement, episodes, targets
@@ -20,14 +20,17 @@ from kreflex.anomaly.targets import Found
 from kreflex.anomaly.watches import KIND, Watch
 from kreflex.audit import log
 from kreflex.cluster import Reader
-from kreflex.errors import ConflictError, GoneError
+from kreflex.errors import ConflictError, GoneError, KreflexError
 from kreflex.records import API, Target
+from kreflex.views import Pod
 
 # Half of all series at once is the fault of what they have in common, Prometheus and the network among it.
 _STORM_SHARE = 0.5
 _STORM_SERIES = 20
 # Without samples nothing is known; an object that has none for so long is watched no more.
 _SILENT = timedelta(hours=1)
+# So many that can't be written are left alone; if there are more, it is the API server.
+_LEFT_ALONE = 3
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Round:
     known: Sequence[Anomaly] = ()
     wrong: set[str] = field(default_factory=set)
     """The signals that failed because of what they ask."""
+    left_alone: int = 0
+    """How many anomalies could not be written."""
 
     @property
     def now(self) -> datetime:
@@ -84,6 +89,16 @@ class Round:
         if None in there or (there and not any(there) and self.now - anomaly.last_seen < _SILENT):
             return "unknown"
         return "calm"
+
+    def sober(self, judgement: Judgement, pod: Pod | None) -> Judgement:
+        """Let nobody act for what was seen, in part, of a pod of the same name before it, as StatefulSets have them."""
+        if not judgement.agreed or pod is None or pod.controller is None:
+            return judgement
+        begun = [self.scored[one.name].begun(one.series) for one in judgement.signals if one.name in self.scored]
+        if not any(at is not None and at < pod.created.timestamp() - self.watch.step for at in begun):
+            return judgement
+        because = f"samples of a pod of its name that was there before {pod.created:%Y-%m-%d %H:%M:%S} UTC count here"
+        return replace(judgement, agreed=False, because=because)
 
     def silent(self, anomaly: Anomaly) -> bool:
         """Tell whether the series of an Anomaly have vanished, as they do with what they are about."""
@@ -167,7 +182,8 @@ class Reconciler:
             if there is None or there.over:
                 continue
             earlier = [s for one in now.values() if one.open and _same(there, one) for s in one.status.signals]
-            by_place[place] = judge(place, seen, earlier, round_.terms, round_.now)
+            found_now = judge(place, seen, earlier, round_.terms, round_.now)
+            by_place[place] = [round_.sober(one, there.pod) for one in found_now]
             judged.append((there.target, by_place[place]))
         pods = [there for place in by_place if (there := found[place]) is not None and there.pod is not None]
         return judged + await self._above(round_, pods, by_place)
@@ -192,13 +208,22 @@ class Reconciler:
     ) -> None:
         for judgement in judgements:
             anomaly = episodes.open_of(now.values(), judgement, target.uid)
-            anomaly = anomaly or await self._open(round_, target, judgement, now)
+            anomaly = anomaly or await self._opened(round_, target, judgement, now)
             if anomaly is None or not anomaly.open:
                 continue
             now[anomaly.uid] = anomaly
             status = episodes.renewed(anomaly, judgement, round_.tick)
             if status is not None:
-                await self._write(anomaly, status, now)
+                await self._write(round_, anomaly, status, now)
+
+    async def _opened(
+        self, round_: Round, target: Target, judgement: Judgement, now: Mapping[str, Anomaly]
+    ) -> Anomaly | None:
+        try:
+            return await self._open(round_, target, judgement, now)
+        except KreflexError as error:
+            self._leave(round_, f"{target.kind} {target.namespace}/{target.name}", error)
+            return None
 
     async def _open(
         self, round_: Round, target: Target, judgement: Judgement, now: Mapping[str, Anomaly]
@@ -234,17 +259,27 @@ class Reconciler:
             if status is None and state == "seen":
                 status = episodes.still(anomaly, round_.tick)
             if status is not None:
-                await self._write(anomaly, status, now)
+                await self._write(round_, anomaly, status, now)
 
-    async def _write(self, anomaly: Anomaly, status: AnomalyStatus, now: dict[str, Anomaly]) -> None:
+    async def _write(self, round_: Round, anomaly: Anomaly, status: AnomalyStatus, now: dict[str, Anomaly]) -> None:
         try:
             now[anomaly.uid] = await self._objects.change(anomaly, status)
         except (ConflictError, GoneError) as error:
             # Another replica was quicker, or somebody gave feedback just now. The next tick sees what is there then.
             log.info("anomaly.left", anomaly=str(anomaly), because=str(error))
             return
+        except KreflexError as error:
+            self._leave(round_, str(anomaly), error)
+            return
         if status.phase == "Resolved":
             log.info("anomaly.resolved", anomaly=str(anomaly), because=status.resolved_because)
+
+    def _leave(self, round_: Round, what: str, error: KreflexError) -> None:
+        """Go on with the others: in a namespace that is being deleted, nothing can be made."""
+        round_.left_alone += 1
+        if round_.left_alone > _LEFT_ALONE:
+            raise error
+        log.warning("anomaly.not_written", about=what, watch=round_.watch.key, because=str(error))
 
 
 def stormy(loud: int, series: int) -> bool:

@@ -23,6 +23,8 @@ from kreflex.anomaly.watches import Signal, Watch
 
 # A cache for so many series at most; those of more are asked for anew at each tick.
 _CACHED = 200_000
+# Longer than the longest interval of a watch.
+_UNASKED = 2 * 3600
 _SERIES = 2048
 
 
@@ -62,6 +64,8 @@ class Windows:
         return found
 
     def _keep(self, name: tuple[str, str], matrix: Matrix) -> None:
+        # What nobody asks for any more, as that of a query of yesterday, makes room.
+        self._kept = {name: one for name, one in self._kept.items() if one.end > matrix.end - _UNASKED}
         held = sum(len(one.keys) for one in self._kept.values())
         # What may be incomplete is not gone on with.
         if not matrix.partial and held + len(matrix.keys) <= _CACHED:
@@ -124,14 +128,19 @@ class Scored:
     @property
     def flagged(self) -> npt.NDArray[np.intp]:
         """The rows beyond their thresholds, in a class that the signal is asked for."""
-        rows = np.flatnonzero(self.scores.flag & self.known)
+        rows = self._rows(self.scores.flag)
         wanted = self.signal.classes
         return rows if not wanted else rows[[self.class_of(row) in wanted for row in rows]] if len(rows) else rows
 
     @property
     def warm(self) -> npt.NDArray[np.intp]:
         """The rows that are not well below their thresholds."""
-        return np.flatnonzero((np.nan_to_num(self.scores.score) >= LOW) & self.known)
+        return self._rows(np.asarray(np.nan_to_num(self.scores.score) >= LOW))
+
+    def _rows(self, chosen: Bools) -> npt.NDArray[np.intp]:
+        # What an incomplete answer leaves out may well be there.
+        there = np.isfinite(self.recent.values[:, -1]) if self.recent.partial else True
+        return np.flatnonzero(chosen & self.known & there)
 
     def class_of(self, row: int | np.intp) -> str:
         """Tell what is wrong with a series, if something is."""
@@ -185,6 +194,11 @@ class Scored:
         except ValueError:
             return []
         return [float(value) for value in self.recent.values[row]]
+
+    def begun(self, series: str) -> float | None:
+        """Tell when the first of the recent samples of a series was; None if there is none."""
+        finite = np.flatnonzero(np.isfinite(self.picture_of(series)))
+        return float(self.recent.times[finite[0]]) if len(finite) else None
 
     def present(self, series: str) -> bool | None:
         """Tell whether a series has a sample at this tick; None where the answer may be incomplete."""

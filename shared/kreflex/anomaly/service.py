@@ -7,6 +7,7 @@ because something was down or this process was killed, is done at the next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from kreflex.anomaly.learning import forget
 from kreflex.anomaly.reading import Samples, tick_of
 from kreflex.anomaly.reconciling import Reconciler, Round
 from kreflex.anomaly.scoring import Scored, Windows, factors_of, limits_of, score
-from kreflex.anomaly.states import Due, Knowledge, experiments, incidents
+from kreflex.anomaly.states import Due, Knowledge, experiments, in_words, incidents
 from kreflex.anomaly.store import Store
 from kreflex.anomaly.svg import sparkline
 from kreflex.anomaly.telling import Teller
@@ -42,6 +43,8 @@ from kreflex.views import JSON
 _SETTLE = 5.0
 # One delivery may tell of many objects; the rest is found by the ticks.
 _LOOKS = 20
+# At one tick; after a bad week there may be thousands.
+_REMOVED = 100
 _VERDICTS_EACH = 600.0
 _FORGET_EACH = 3600.0
 # This share of the time is left for the answer, when the slow path begins with another state.
@@ -99,8 +102,9 @@ class Scorer:
         for watch in watches.good:
             try:
                 round_, due = await self._tick(watch, known.get(watch.key, []))
-            except UnavailableError as error:
-                failures.append(f"{watch.key}: {error}")
+            # Whatever it is, it is this watch's: the others are looked at all the same.
+            except Exception as error:  # noqa: BLE001
+                failures.append(f"{watch.key}: {in_words(error)}")
                 continue
             # Of a query that is wrong its watch tells; to come again would not mend it.
             failures += [
@@ -145,8 +149,8 @@ class Scorer:
         failed: dict[str, str] = {}
         learn: list[Due] = []
         for signal, answer in zip(signals, answers, strict=True):
-            if isinstance(answer, UnavailableError):
-                failed[signal.name] = str(answer)
+            if isinstance(answer, Exception):
+                failed[signal.name] = in_words(answer)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
@@ -189,7 +193,8 @@ class Scorer:
     async def _change(self, anomaly: Anomaly, status: AnomalyStatus) -> Anomaly:
         try:
             return await self._objects.change(anomaly, status)
-        except (ConflictError, GoneError) as error:
+        except KreflexError as error:
+            # Another was quicker, or it can't be written now: the next tick comes to the same.
             log.info("anomaly.left", anomaly=str(anomaly), because=str(error))
             return anomaly
 
@@ -206,7 +211,7 @@ class Scorer:
     async def _clear(self, known: Sequence[Anomaly]) -> list[str]:
         """Remove what was over long ago."""
         failures = []
-        for anomaly in episodes.old(known, self._reader.now(), self._terms.retain):
+        for anomaly in episodes.old(known, self._reader.now(), self._terms.retain)[:_REMOVED]:
             try:
                 await self._objects.remove(anomaly)
                 log.info("anomaly.removed", anomaly=str(anomaly))
@@ -284,6 +289,8 @@ class Scorer:
             for watch in watches.good:
                 if watch.spec.target.kind == place.kind and (watch.home or watch.namespace == place.namespace):
                     seen = await self._around(watch, place)
+                    if seen is None:
+                        continue
                     open_ = [one for one in known.get(watch.key, ()) if one.open and episodes.place_of(one) == place]
                     await self._attach(open_, signal, seen)
                     events.append(_looked(signal, watch, seen, open_, self._at(watch), self._model))
@@ -291,7 +298,13 @@ class Scorer:
             await self._sink.send(event)
         return events
 
-    async def _around(self, watch: Watch, place: Place) -> Around:
+    async def _around(self, watch: Watch, place: Place) -> Around | None:
+        """Look at one target; None if a query of the watch is wrong, of which each tick tells."""
+        with contextlib.suppress(QueryError):
+            return await self._looked_at(watch, place)
+        return None
+
+    async def _looked_at(self, watch: Watch, place: Place) -> Around:
         book, _ = await feedback.read_book(self._store, watch)
         states = [(signal, await self._states.of(watch, signal)) for signal in watch.spec.signals]
         return await around(self._samples, self._detector, watch, states, place, book, self._at(watch))

@@ -17,7 +17,7 @@ from kreflex.anomaly.store import Store
 from kreflex.anomaly.watches import Signal, Watch
 from kreflex.audit import log
 from kreflex.cluster import Reader
-from kreflex.errors import UnavailableError
+from kreflex.errors import KreflexError
 from kreflex.records import API
 from kreflex.views import JSON, moment
 
@@ -74,8 +74,9 @@ class Knowledge:
                 continue
             try:
                 await self._learn(one, at, excluded, left)
-            except UnavailableError as error:
-                failures.append(f"{one.watch.key} {one.signal.name} was not learnt: {error}")
+            # Whatever it is, as of somebody's own detector, it is this signal's: the others learn all the same.
+            except Exception as error:  # noqa: BLE001
+                failures.append(f"{one.watch.key} {one.signal.name} was not learnt: {in_words(error)}")
         return failures
 
     async def _learn(self, due: Due, at: float, excluded: Sequence[Exclusion], seconds: float) -> None:
@@ -86,6 +87,14 @@ class Knowledge:
         about = {"watch": due.watch.key, "signal": due.signal.name, "told": list(learnt.told)}
         numbers = {"new": learnt.new, "updated": learnt.updated, "dropped": learnt.dropped, "pending": learnt.pending}
         log.info("anomaly.learnt", **about, **numbers)
+
+
+def in_words(error: Exception) -> str:
+    """Say what went wrong; what nobody has foreseen is logged with where it happened, too."""
+    if isinstance(error, KreflexError):
+        return str(error)
+    log.error("anomaly.failed", error=repr(error), exc_info=error)
+    return repr(error)
 
 
 def _may_be_about(one: Exclusion, watch: Watch) -> bool:

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kreflex.anomaly.agreement import Place
 from kreflex.anomaly.codec import Bundle
-from kreflex.anomaly.detector import About
+from kreflex.anomaly.detector import About, Floats, Scores
 from kreflex.anomaly.reading import Matrix, Vector
 from kreflex.anomaly.scoring import Scored, Windows, limits_of, score
 from tests.anomalies import Loud, a_signal, a_watch
@@ -84,10 +85,26 @@ def test_a_limit_belongs_to_the_series_that_has_its_labels() -> None:
     assert np.array_equal(limits_of(labels, limit), [5.0, NAN], equal_nan=True)
 
 
-async def scored(values: dict[str, float], known: tuple[str, ...], **watch: object) -> Scored:
-    made, keys = Loud(), tuple(sorted(values))
+async def test_what_nobody_asks_for_any_more_is_not_kept() -> None:
+    windows = Windows(Story(STORY))
+    await windows.recent(a_watch(signals=[a_signal("old")]), a_watch().spec.signals[1], 600.0, 5)
+    await windows.recent(WATCH, MEMORY, 600.0 + 7140, 5)
+    assert len(windows._kept) == 2
+    await windows.recent(WATCH, MEMORY, 600.0 + 7200, 5)
+    assert len(windows._kept) == 1
+
+
+async def scored(
+    values: dict[str, float],
+    known: tuple[str, ...],
+    *,
+    partial: bool = False,
+    detector: Loud | None = None,
+    **watch: object,
+) -> Scored:
+    made, keys = detector or Loud(), tuple(sorted(values))
     rows = np.array([[10.0, 10.0, values[key]] for key in keys])
-    recent = Matrix(keys, tuple({"namespace": "shop", "pod": key} for key in keys), rows, 600.0, 60.0)
+    recent = Matrix(keys, tuple({"namespace": "shop", "pod": key} for key in keys), rows, 600.0, 60.0, (), partial)
     none = np.zeros(len(known))
     bundle = Bundle("loud", 1, "", 0.0, known, np.zeros(len(known), made.dtype), none, none)
     chosen = a_watch(**watch)
@@ -111,3 +128,24 @@ async def test_only_the_classes_that_a_signal_is_asked_for_are_found() -> None:
 async def test_a_series_is_there_is_not_or_may_be() -> None:
     found = await scored({"a": 150, "b": NAN}, ("a", "b"))
     assert [found.present(one) for one in ("a", "b", "unknown")] == [True, False, False]
+
+
+class Missed(Loud):
+    """Takes a missing sample for an anomaly, too."""
+
+    def score(self, state: npt.NDArray[np.void], recent: Floats, about: About) -> Scores:
+        scores = super().score(state, recent, about)
+        gone = np.isnan(recent[:, -1])
+        return replace(scores, score=np.where(gone, 2.0, scores.score), flag=scores.flag | gone)
+
+
+@pytest.mark.parametrize(("partial", "found"), [(False, ["a", "b"]), (True, ["a"])])
+async def test_what_an_incomplete_answer_leaves_out_is_not_taken_for_absent(partial: bool, found: list[str]) -> None:
+    told = await scored({"a": 150, "b": NAN}, ("a", "b"), partial=partial, detector=Missed())
+    assert [place.name for place, _ in told.findings()] == found
+    assert sorted({place.name for place in told.simmering()}) == found
+
+
+async def test_a_series_tells_since_when_it_has_samples() -> None:
+    found = await scored({"a": 150}, ("a",))
+    assert (found.begun("a"), found.begun("unknown")) == (480.0, None)
