@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Burning = Literal["page", "ticket", "none"]
 State = Literal["Healthy", "Burning", "Spent", "Unknown"]
 LEAST = 0.2
+# Of good events among all there may seem to be more than there are, for Prometheus extrapolates both.
+_INEXACT = 0.05
 _WORST: tuple[State, ...] = ("Unknown", "Spent", "Burning", "Healthy")
 # The share of events that failed, by the windows of one group.
 _Shares = Mapping[str, float]
@@ -181,7 +183,9 @@ def _judged(slo: Slo, group: tuple[str, ...], shares: _Shares, least: float) -> 
     failed = shares.get(whole, math.nan)
     if math.isnan(failed):
         return unknown(f"{whose}: there were no events within {whole}, or Prometheus does not have them", least)
-    left = 1 - failed / slo.allowed
+    if failed < -_INEXACT:
+        return unknown(f"{whose}: the share of its events that failed is {failed:.4g}: mend its query", least)
+    left = min(1.0, 1 - failed / slo.allowed)
     remains = f"{left:.0%} of the error budget of {whole} is left"
     alarm = next((one for one in slo.alarms if _burns(one, slo, shares)), None)
     if left < least:

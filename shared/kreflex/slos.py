@@ -62,7 +62,7 @@ def _read(body: JSON, indicators: Mapping[tuple[str, str], JSON]) -> Iterable[Sl
         return (blank,) if blank.broken else tuple(_found(replace(blank, workloads=_selector(body)), body, indicators))
     except BadSloError as error:
         return (replace(blank, broken=str(error)),)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         return (replace(blank, broken=f"its spec is not as a {kind} has it: {error!r}"),)
 
 
@@ -119,6 +119,7 @@ def parse(text: str, where: str) -> list[JSON]:
 
     try:
         return [body for body in yaml.safe_load_all(text) if is_slo(body)]
-    except yaml.YAMLError as error:
+    # PyYAML makes dates of what looks like one, and calls itself for what is nested.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         broken = f"it is no YAML: {' '.join(str(error).split())}"
         return [{"apiVersion": OPENSLO, "kind": "SLO", "metadata": {"name": where}, "broken": broken}]

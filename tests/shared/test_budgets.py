@@ -1,5 +1,6 @@
 """What is left of an error budget, judged from shares of failed events (from a real Prometheus: tests/cluster)."""
 
+import json
 import math
 from dataclasses import replace
 from datetime import timedelta
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from kreflex.budgets import Budget, budget_of, judge, marks, measure, worst
-from kreflex.budgetstatus import line, status, unsaid, written
+from kreflex.budgetstatus import line, observe, status, unsaid, written
 from kreflex.burn import workbook
 from kreflex.errors import UnavailableError
 from kreflex.guards import BudgetLeft
@@ -105,6 +106,12 @@ def test_what_is_not_measured_any_more_is_unknown() -> None:
 def test_without_any_events_nobody_can_tell() -> None:
     because = "SLO shop/cart: there were no events within 30d, or Prometheus does not have them"
     assert judged(w30d=NAN) == Budget(None, "none", because)
+
+
+def test_a_share_that_is_none_is_unknown_and_no_budget_without_end() -> None:
+    assert judged(w30d=-98.5).why == "SLO shop/cart: the share of its events that failed is -98.5: mend its query"
+    assert judged(w30d=-98.5).state == "Unknown"
+    assert (judged(w30d=-0.01).left, judged(w30d=-0.01).state) == (1.0, "Healthy")
 
 
 def test_the_worst_group_counts_and_is_named_and_a_group_without_events_does_not() -> None:
@@ -315,3 +322,36 @@ async def test_what_is_written_is_read_again_while_it_is_fresh() -> None:
 async def test_what_is_not_written_is_unknown() -> None:
     because = "there is no ErrorBudgetStatus kreflex-system/current: is CronJob error-budget there?"
     assert await written(CannedApi().world().cluster, "kreflex-system", ["shop/cart"]) == [unsaid("shop/cart", because)]
+
+
+async def test_what_is_written_by_another_version_is_unknown() -> None:
+    body = {"spec": {"observedAt": "yesterday"}}
+    api = CannedApi({"/apis/kreflex.dev/v1alpha1/namespaces/kreflex-system/errorbudgetstatuses/current": body})
+    (found,) = await written(api.world().cluster, "kreflex-system", ["shop/cart"])
+    assert found.state == "Unknown"
+    assert found.why.startswith("ErrorBudgetStatus kreflex-system/current can't be read")
+
+
+def test_one_strange_slo_hides_no_other() -> None:
+    long, nowhere = replace(SLO, name="n" * 300), replace(SLO, namespace="n" * 64)
+    far = judged(w30d=1e30)
+    found = status([(long, far), (nowhere, judged()), (SLO, judged())], NOW, "kreflex-system")["spec"]["budgets"]
+    assert [(one["namespace"], len(one["slo"]), one["state"]) for one in found] == [
+        ("shop", 253, "Spent"),
+        ("shop", 4, "Healthy"),
+    ]
+
+
+def test_of_very_many_the_ill_ones_are_written_and_it_fits() -> None:
+    why = "w" * 500
+    healthy, ill = Budget(1.0, "none", why), Budget(0.0, "none", why)
+    many = [(replace(SLO, name=f"slo-{number}"), ill if number == 2100 else healthy) for number in range(2101)]
+    body = status(many, NOW, "kreflex-system")
+    assert len(body["spec"]["budgets"]) == 2000
+    assert body["spec"]["budgets"][0]["slo"] == "slo-2100"
+    assert len(json.dumps(body)) < 1_000_000
+
+
+async def test_whom_there_was_no_time_to_ask_is_unknown() -> None:
+    ((_, found),) = await observe([SLO], Answers(), 0.2, seconds=0)
+    assert found.why == "SLO shop/cart: Prometheus was too slow to be asked, after 0 s with the others"

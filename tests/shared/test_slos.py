@@ -181,6 +181,7 @@ def _refers(name: str) -> JSON:
         ),
         (openslo(annotations={"kreflex.dev/workloads": "cart"}), "annotation kreflex.dev/workloads must be labels"),
         (openslo(objectives=None), "its spec is not as a SLO has it: KeyError('objectives')"),
+        (openslo(timeWindow=[{"duration": f"{10**12}M"}]), "its spec is not as a SLO has it: OverflowError"),
     ],
 )
 def test_what_can_t_be_read_is_there_and_says_why(body: JSON, broken: str) -> None:
@@ -395,8 +396,9 @@ async def test_slos_are_read_from_custom_resources_and_from_our_own_config_maps(
     assert [(slo.key, bool(slo.broken)) for slo in found] == [("shop/cart-availability", False), ("shop/kept", True)]
 
 
-def test_a_file_that_is_no_yaml_is_a_broken_slo() -> None:
-    (slo,) = read_slos(parse("a: [", "slos.yaml"))
+@pytest.mark.parametrize("text", ["a: [", "day: 2026-02-30", "[" * 5000])
+def test_a_file_that_is_no_yaml_is_a_broken_slo(text: str) -> None:
+    (slo,) = read_slos(parse(text, "slos.yaml"))
     assert slo.name == "slos.yaml"
     assert slo.broken.startswith("it is no YAML: ")
 
