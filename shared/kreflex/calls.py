@@ -22,9 +22,20 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, token_file: st
         ):
             text = await answer.text()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise UnavailableError(f"{url} did not answer: {error!r}") from error
+        raise UnavailableError(f"{shown(url)} did not answer: {_said(error, url)}") from error
     if answer.status >= 300:
-        raise UnavailableError(f"{url} answered {answer.status}: {text[:300]}")
+        raise UnavailableError(f"{shown(url)} answered {answer.status}: {text[:300]}")
+
+
+def shown(url: str) -> str:
+    """Give a URL as it may stand in a log: without the name and the password that it may have."""
+    scheme, sign, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{sign}{place.rpartition('@')[2]}{slash}{path}" if sign else url
+
+
+def _said(error: Exception, url: str) -> str:
+    return repr(error).replace(url, shown(url))
 
 
 def _shown(token_file: str) -> dict[str, str]:

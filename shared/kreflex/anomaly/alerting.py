@@ -100,7 +100,7 @@ class Alertmanagers:
         except UnavailableError as error:
             return str(error)
         except TimeoutError:
-            return f"{url} did not answer within {seconds:.0f} s"
+            return f"{calls.shown(url)} did not answer within {seconds:.0f} s"
         return ""
 
 

@@ -124,7 +124,9 @@ class Sink:
             async with asyncio.timeout(max(seconds, 0.1)):
                 await self._try(body)
         except TimeoutError as error:
-            raise UnavailableError(f"the sink {self.url} did not take the event within {seconds:.0f} s") from error
+            raise UnavailableError(
+                f"the sink {calls.shown(self.url)} did not take the event within {seconds:.0f} s"
+            ) from error
 
     async def _try(self, body: bytes) -> None:
         for again in range(_TRIES):

@@ -171,3 +171,11 @@ async def test_no_alertmanager_at_all_is_an_outage() -> None:
     await Alertmanagers("").tell([{"labels": {}}])
     with pytest.raises(UnavailableError, match="no Alertmanager took 1 alerts"):
         await Alertmanagers("http://127.0.0.1:9").tell([alert_of(an_anomaly(), NOW)])
+
+
+@pytest.mark.parametrize("url", ["http://ann:secret@127.0.0.1:9", "http://ann:secret@no-such-host.invalid/hook"])
+async def test_a_password_in_an_address_is_not_told(url: str) -> None:
+    with pytest.raises(UnavailableError) as told:
+        await Alertmanagers(url).tell([{"labels": {}}])
+    assert "secret" not in f"{told.value}"
+    assert "did not answer" in f"{told.value}"
