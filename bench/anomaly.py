@@ -8,10 +8,14 @@ The only thing that is fitted is one number for all series: by how much the ship
 cross-validated by source: for each of the five sources the number is chosen on the other four. `f1_in_sample` is that
 of the shipped threshold as it is.
 
-Feedback is played in time: a person sees the first five alerts of a series at most, and dismisses or confirms each when
-it is over. `f1_with_feedback` counts every alert on the way, the dismissed ones too; `f1_after_feedback` is what the
-same series would have seen with the factors that it ended with: what the feedback is worth if it goes on so. It knows
-the answers to what it is judged by, as a person does who has seen those alerts; it says nothing of other series.
+`f1_with_feedback` plays the alerts of each series in time, with a person who dismisses or confirms each of the first
+five when it is over, and counts every alert on the way, the dismissed ones too.
+
+`f1_after_feedback` is that of a backtest whose questions were answered (`backtest --ask 5`): the five strongest moments
+of a series at most, alerts and near misses together, as production chooses them. It is measured on the same time that
+the answers are about, so it says what a threshold for each series can reach that fits what people know of it, and
+nothing of the time to come. What they are worth later say `f1_rest` and `f1_rest_after_feedback`: questions about the
+first half of each series, measured on the second, without and with the answers.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from bench.anomaly_detector import hourly
+from kreflex.anomaly import asking
 from kreflex.anomaly.detector import Bools, Floats
 from kreflex.anomaly.feedback import Verdict, moved
 
@@ -125,7 +130,7 @@ def scores(meta: dict[str, Any], values: Floats) -> Floats:
 def _figures(harness: ModuleType, rows: Sequence[Judged]) -> dict[str, Any]:
     told, delays = _sum(harness, rows, lambda row: _above(row, 1.0))
     vus = [harness.vus_pr(row.score, row.label, min(60, row.meta["budget"])) for row in rows]
-    final = {row.meta["id"]: _played(harness, row)[1] for row in rows}
+    answered = {row.meta["id"]: _answered(harness, row, len(row.score)) for row in rows}
     figures = {
         "f1": _cross_validated(harness, rows).f1,
         "f1_in_sample": told.f1,
@@ -134,8 +139,10 @@ def _figures(harness: ModuleType, rows: Sequence[Judged]) -> dict[str, Any]:
         "false_alarms_per_series_day": told.false_fine / max(told.days, 1e-9),
         "vus_pr": float(np.mean([value for value in vus if value is not None])),
         "delay_minutes": float(np.median(delays)) if delays else 0.0,
-        "f1_with_feedback": _sum(harness, rows, lambda row: _played(harness, row)[0])[0].f1,
-        "f1_after_feedback": _sum(harness, rows, lambda row: _above(row, final[row.meta["id"]]))[0].f1,
+        "f1_with_feedback": _sum(harness, rows, lambda row: _played(harness, row))[0].f1,
+        "f1_after_feedback": _sum(harness, rows, lambda row: _above(row, answered[row.meta["id"]][0]))[0].f1,
+        **_rest(harness, rows),
+        "asked_per_series": float(np.mean([asked for _, asked in answered.values()])),
     }
     rounded: dict[str, Any] = {name: round(value, 3) for name, value in figures.items()}
     return {**rounded, "by_source": _by_source(harness, rows), "series": len(rows), "holds": _holds(figures)}
@@ -198,8 +205,8 @@ def _by_source(harness: ModuleType, rows: Sequence[Judged]) -> dict[str, str]:
     return told
 
 
-def _played(harness: ModuleType, row: Judged) -> tuple[Bools, float]:
-    """Go through a series in time with a person who answers five alerts at most; the flags, and the last factor."""
+def _played(harness: ModuleType, row: Judged) -> Bools:
+    """Go through a series in time with a person who answers five alerts at most; the flags."""
     flags, factor, asked, now = np.zeros(len(row.score), bool), 1.0, 0, 0
     truth = _true(harness, row)
     raw = np.nan_to_num(row.score, nan=-1.0)
@@ -216,7 +223,32 @@ def _played(harness: ModuleType, row: Judged) -> tuple[Bools, float]:
             factor = moved(factor, verdict, float(raw[start:end].max()) / factor, factor)
             asked += 1
         now = end
-    return flags, factor
+    return flags
+
+
+def _answered(harness: ModuleType, row: Judged, until: int) -> tuple[float, int]:
+    """Ask about a series up to a sample; its factor then, and how many answers it took."""
+    truth, scores = _true(harness, row), row.score[:until]
+    worth = asking.moments(scores, row.hour, _ASKED)
+    answers = asking.asked(scores, worth, lambda at: "confirmed" if truth[at] else "dismissed")
+    return asking.taught(1.0, answers), len(answers)
+
+
+def _rest(harness: ModuleType, rows: Sequence[Judged]) -> dict[str, float]:
+    """Measure the second half of each series, without and with what was answered about the first."""
+    factors, rest = {}, []
+    for row in rows:
+        half = len(row.score) // 2
+        factors[row.meta["id"]] = _answered(harness, row, half)[0]
+        rest.append(Judged(row.meta, row.score[half:], row.label[half:]))
+    before, _ = _at(harness, rest, 1.0)
+    after, _ = _sum(harness, rest, lambda row: _above(row, factors[row.meta["id"]]))
+    return {
+        "f1_rest": before.f1,
+        "f1_rest_after_feedback": after.f1,
+        "false_alarms_rest": before.false,
+        "false_alarms_rest_after_feedback": after.false,
+    }
 
 
 def _true(harness: ModuleType, row: Judged) -> Bools:

@@ -22,7 +22,7 @@ from typing import NoReturn
 import yaml
 from pydantic import ValidationError
 
-from kreflex.anomaly import backtest, page
+from kreflex.anomaly import asking, backtest, dialogue, page
 from kreflex.anomaly.codec import Bundle
 from kreflex.anomaly.detector import Detector
 from kreflex.anomaly.explain import Explained, explain
@@ -59,6 +59,10 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--prometheus, or PROMETHEUS_URL: where Prometheus answers")
     if not given.query and not given.watch:
         parser.error("--query, or --watch: what is to be looked at")
+    if given.ask and (given.what != "backtest" or not given.watch or _is_file(given.watch)):
+        parser.error(
+            "--ask goes with backtest and --watch NAMESPACE/NAME: answers are kept with a watch of the cluster"
+        )
     try:
         return asyncio.run(_backtest(given) if given.what == "backtest" else _explain(given))
     except (SettingsError, TooMuchError, ValueError) as error:
@@ -91,6 +95,14 @@ def _arguments() -> _Parser:
     parser.add_argument("--explain", action="store_true", help="tell of each series, and not only of the loud ones")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     parser.add_argument("--last", type=_duration, default=timedelta(days=7), help="backtest: how much time (7d: 168h)")
+    parser.add_argument(
+        "--ask",
+        type=int,
+        default=0,
+        metavar="N",
+        help="backtest: ask about the N strongest moments of each series, and keep the answers as feedback"
+        " (with --watch NAMESPACE/NAME)",
+    )
     parser.add_argument("--html", type=Path, default=Path("backtest.html"), help="backtest: where the page is written")
     return parser
 
@@ -188,12 +200,36 @@ async def _backtest(given: argparse.Namespace) -> int:
         sys.stderr.write("no series in all that time: is the query right, and the time?\n")
         return UNKNOWN
     given.html.write_text(page.page(played))
+    if given.ask:
+        await _ask(given, played)
     if given.json:
         sys.stdout.write(json.dumps({"watches": [backtest.figures(one) for one in played]}) + "\n")
     else:
         sys.stdout.write("".join(f"{line}\n" for one in played for line in backtest.report(one)))
         sys.stdout.write(f"plots: {given.html}\n")
     return QUIET
+
+
+async def _ask(given: argparse.Namespace, played: Sequence[Replay]) -> None:
+    """Ask whoever sits there what the past was, and keep what is said."""
+    transport = Transport(load_credentials())
+    try:
+        store = store_at(given.state_store, Reader(transport), Writer(transport), "kreflex-system")
+        for one in played:
+            book, _ = await read_book(store, one.watch)
+            found = asking.questions(one, book, given.ask)
+            heard = await asyncio.to_thread(dialogue.hold, found, sys.stdin.readline, _wait)
+            new = await asking.teach(store, one.watch, heard)
+            for name in (one.name for one in heard):
+                _progress(f"{name}: its threshold is {book.factors.get(name, 1):g} -> {new.factors.get(name, 1):g}")
+            _progress(f"answers about {len(heard)} series are kept; from the next tick on they count")
+    finally:
+        await transport.close()
+
+
+def _wait(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _progress(text: str) -> None:

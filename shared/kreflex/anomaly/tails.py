@@ -14,8 +14,9 @@ _ENOUGH = 1 / SHARE
 MEMORY = 10_080
 # The index of the tail beyond what was seen. Measured on 103 series: short histories are as far off as it says.
 INDEX = 0.25
-# For so many false alarms per series-day the factors of the engine were measured.
-_MEASURED = 0.05
+# What the factors of the engine stand for. With them, 0.05 asked for was 0.06 measured, and more is to be expected of
+# series that nobody has seen yet (docs/adr/0026).
+_MEASURED = 0.055
 
 # What was seen fades by half in so many samples: thresholds come down again after a bad week, but not at once.
 _HALVED = 4 * MEMORY

@@ -165,4 +165,4 @@ def test_a_tail_forgets_slowly() -> None:
 
 
 def test_a_short_history_is_believed_less() -> None:
-    assert tails.beyond(np.array([31.25, 500.0, 5000.0]), 0.05).tolist() == [2.0, 1.0, 1.0]
+    assert tails.beyond(np.array([31.25, 500.0, 5000.0]), 0.055).tolist() == [2.0, 1.0, 1.0]

@@ -51,7 +51,13 @@ def test_the_threshold_that_held_then_counts() -> None:
 
 
 def test_what_was_confirmed_is_listened_to_more_closely() -> None:
-    assert changed(Book(), [says("confirmed")]).factors == {"memory/cart": 0.9}
+    assert changed(Book(), [says("confirmed")]).factors == {"memory/cart": 0.95}
+
+
+def test_what_was_missed_and_confirmed_would_just_be_found_from_then_on() -> None:
+    assert moved(1.0, "confirmed", 0.8) == 0.776
+    assert moved(2.0, "confirmed", 0.8, 2.0) == 1.552
+    assert moved(0.7, "confirmed", 0.8, 1.0) == 0.7
 
 
 def test_a_remediation_that_did_not_help_says_little() -> None:
@@ -74,7 +80,7 @@ def test_each_verdict_counts_once() -> None:
 def test_another_verdict_takes_back_the_one_before() -> None:
     book = changed(changed(Book(), [says("confirmed")]), [says("dismissed")])
     assert book.factors == {"memory/cart": 2.1}
-    assert changed(book, [says("confirmed")]).factors == {"memory/cart": 0.9}
+    assert changed(book, [says("confirmed")]).factors == {"memory/cart": 0.95}
 
 
 def test_siblings_that_nobody_spoke_of_learn_half_of_it() -> None:
@@ -98,7 +104,7 @@ async def test_two_replicas_write_it_once_and_lose_nothing(tmp_path: Path) -> No
     for _ in range(2):
         await asyncio.gather(*(apply(store, watch, [one], [o.anomaly.uid for o in many]) for one in many))
     book, _ = await read_book(store, watch)
-    assert book.factors == {"memory/cart": pytest.approx(0.9**4, abs=1e-3)}
+    assert book.factors == {"memory/cart": pytest.approx(0.95**4, abs=1e-3)}
     assert sorted(book.applied) == [f"uid-{number}" for number in range(4)]
 
 
