@@ -358,6 +358,21 @@ async def test_a_signal_that_its_detector_fails_on_leaves_the_others_as_they_are
     assert await stage.told() == [("both", "anomaly", "Open", False)]
 
 
+async def test_a_watch_that_takes_too_long_is_given_up_and_told(stage: Stage) -> None:
+    class Slow(Folder):
+        async def version(self, name: str) -> str:
+            await asyncio.sleep(60)
+            return ""
+
+        async def read(self, name: str) -> Any:
+            await asyncio.sleep(60)
+
+    await stage.declare("w-slow", **only("one"))
+    stage.store = Slow(Path("/nowhere"))
+    (failure,) = await stage.scorer(budget=timedelta(seconds=2)).at(10)
+    assert failure == f"{HOME}/w-slow: it took more than 1 s: make its queries cheaper, by recording rules"
+
+
 async def test_what_can_not_be_written_of_one_target_leaves_the_others_as_they_are(stage: Stage) -> None:
     class Refused(Writer):
         async def _send(self, method: str, path: str, body: JSON | None, **options: Any) -> JSON:

@@ -49,6 +49,9 @@ _VERDICTS_EACH = 600.0
 _FORGET_EACH = 3600.0
 # This share of the time is left for the answer, when the slow path begins with another state.
 _LAST = 0.2
+# And a watch may have this much of it, so that one that Prometheus is slow for does not keep the others from learning.
+_PATIENCE = 0.6
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Scorer:
         self._windows = Windows(samples)
         self._states = Knowledge(store, samples, detector)
         self._reconciler = Reconciler(reader, self._objects, terms.home, terms.most_open)
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._teller = Teller(self._objects, sink, alertmanagers)
 
     @property
@@ -99,16 +103,14 @@ class Scorer:
         failures: list[str] = []
         rounds: list[Round] = []
         learn: list[Due] = []
-        for watch in watches.good:
-            try:
-                round_, due = await self._tick(watch, known.get(watch.key, []))
-            # Whatever it is, it is this watch's: the others are looked at all the same.
-            except Exception as error:  # noqa: BLE001
-                failures.append(f"{watch.key}: {in_words(error)}")
+        for answer in await asyncio.gather(*(self._try(watch, known.get(watch.key, [])) for watch in watches.good)):
+            if isinstance(answer, str):
+                failures.append(answer)
                 continue
+            round_, due = answer
             # Of a query that is wrong its watch tells; to come again would not mend it.
             failures += [
-                f"{watch.key} {name}: {text}" for name, text in round_.failed.items() if name not in round_.wrong
+                f"{round_.watch.key} {name}: {text}" for name, text in round_.failed.items() if name not in round_.wrong
             ]
             rounds.append(round_)
             learn += due
@@ -139,6 +141,17 @@ class Scorer:
                 continue
             known.setdefault(anomaly.spec.watch, []).append(anomaly)
         return known
+
+    async def _try(self, watch: Watch, known: Sequence[Anomaly]) -> tuple[Round, list[Due]] | str:
+        """Score a watch, or say why that failed: whatever it was, the others are looked at, and in time."""
+        seconds = _PATIENCE * self._terms.budget.total_seconds()
+        try:
+            async with self._at_once, asyncio.timeout(seconds):
+                return await self._tick(watch, known)
+        except TimeoutError:
+            return f"{watch.key}: it took more than {seconds:.0f} s: make its queries cheaper, by recording rules"
+        except Exception as error:  # noqa: BLE001
+            return f"{watch.key}: {in_words(error)}"
 
     async def _tick(self, watch: Watch, known: Sequence[Anomaly]) -> tuple[Round, list[Due]]:
         at = self._at(watch)
@@ -284,7 +297,11 @@ class Scorer:
             return []
         watches, known = await read_watches(self._reader, self._terms.home), await self._known()
         events = []
-        for signal in signals:
+        deadline = time.monotonic() + _PATIENCE * self._terms.budget.total_seconds()
+        for number, signal in enumerate(signals):
+            if time.monotonic() > deadline:
+                log.info("anomaly.not_looked_at", alerts=len(signals) - number)
+                break
             place = place_of(signal)
             for watch in watches.good:
                 if watch.spec.target.kind == place.kind and (watch.home or watch.namespace == place.namespace):
