@@ -483,7 +483,7 @@ async def test_feedback_by_event_is_written_down_as_such(stage: Stage) -> None:
     await scorer.at(12)
     (found,) = await stage.found()
     assert (found["status"]["feedback"], found["status"]["feedbackBy"]) == ("confirmed", "event:pager")
-    assert [one["factor"] for one in found["status"]["signals"]] == [0.9]
+    assert [one["factor"] for one in found["status"]["signals"]] == [0.95]
 
 
 async def test_an_alert_is_looked_at_and_what_is_found_is_noted(stage: Stage) -> None:

@@ -31,6 +31,8 @@ _BELOW = 0.97
 # A remediation that did not help says little about whether there was anything to help.
 _DOUBT = 1.1
 _TRIES = 5
+# Series with a factor of their own; beyond that those go whose factor says least. What siblings share stays.
+_FACTORS = 5000
 _LENIENT = ConfigDict(extra="ignore")
 
 Verdict = Literal["confirmed", "dismissed", "doubted"]
@@ -149,9 +151,21 @@ def changed(book: Book, heard: Iterable[Heard], known: Iterable[str] | None = No
             before[key] = now
             factors[key] = moved(now, one.verdict, peak, then)
         applied[uid] = Applied(verdict=one.verdict, before=before)
-    kept = applied if known is None else {uid: applied[uid] for uid in applied if uid in set(known)}
-    taught = {key: factors[key] for key in sorted(factors) if factors[key] != 1.0}
+    there = set(applied) if known is None else set(known)
+    kept = {uid: applied[uid] for uid in applied if uid in there}
+    taught = _bounded({key: factors[key] for key in sorted(factors) if factors[key] != 1.0}, kept)
     return book.model_copy(update={"factors": taught, "applied": kept})
+
+
+def _bounded(factors: dict[str, float], applied: Mapping[str, Applied]) -> dict[str, float]:
+    """Keep the book small: pods whose remediation was judged never come back, and nobody says when one is gone."""
+    if len(factors) <= _FACTORS:
+        return factors
+    named = {key for one in applied.values() for key in one.before}
+    kept = [key for key in factors if key in named or "//" in key.partition("{")[0]]
+    others = sorted(factors.keys() - set(kept), key=lambda key: (-abs(factors[key] - 1), key))
+    chosen = {*kept, *others[: max(0, _FACTORS - len(kept))]}
+    return {key: factor for key, factor in factors.items() if key in chosen}
 
 
 def _moves(one: Heard) -> Iterable[tuple[str, float, float]]:

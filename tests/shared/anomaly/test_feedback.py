@@ -129,3 +129,12 @@ def test_only_series_that_were_spoken_of_have_a_factor() -> None:
     found = factors_of(Book(factors={"memory/cart": 2.1}), watch, signal, recent)
     assert found is not None
     assert found.tolist() == [2.1, 1.0]
+
+
+def test_a_book_does_not_grow_without_end() -> None:
+    pods = {f'memory/{{pod="cart-{number}"}}': 0.95 for number in range(6000)}
+    strong = {'memory/{pod="disk"}': 3.0, "memory//shop/cart": 0.95}
+    book = changed(Book(factors={**pods, **strong}), [says("confirmed")])
+    assert len(book.factors) == 5000
+    assert strong.items() <= book.factors.items()
+    assert book.factors["memory/cart"] == 0.95
