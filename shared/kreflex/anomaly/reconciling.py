@@ -27,6 +27,7 @@ from kreflex.views import Pod
 # Half of all series at once is the fault of what they have in common, Prometheus and the network among it.
 _STORM_SHARE = 0.5
 _STORM_SERIES = 20
+_BLANK_SERIES = 3
 # Without samples nothing is known; an object that has none for so long is watched no more.
 _SILENT = timedelta(hours=1)
 # So many that can't be written are left alone; if there are more, it is the API server.
@@ -90,6 +91,12 @@ class Round:
             return "unknown"
         return "calm"
 
+    @property
+    def blank(self) -> bool:
+        """True when all series of all signals are missing at once, as of a Prometheus that begins anew."""
+        series = sum(int(scored.known.sum()) for scored in self.scored.values())
+        return series >= _BLANK_SERIES and all(scored.blank for scored in self.scored.values())
+
     def sober(self, judgement: Judgement, pod: Pod | None) -> Judgement:
         """Let nobody act for what was seen, in part, of a pod of the same name before it, as StatefulSets have them."""
         if not judgement.agreed or pod is None or pod.controller is None:
@@ -142,7 +149,7 @@ class Reconciler:
     def _storm(self, round_: Round, findings: Mapping[Place, list[Seen]]) -> Judgement | None:
         series = sum(int(scored.known.sum()) for scored in round_.scored.values())
         loud = sum(len(seen) for seen in findings.values())
-        if not stormy(loud, series):
+        if not (stormy(loud, series) or (loud and round_.blank)):
             return None
         numbers = {"series": float(loud), "of": float(series), "targets": float(len(findings))}
         because = f"{loud} of {series} series at once: look at Prometheus and the network first"

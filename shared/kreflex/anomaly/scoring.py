@@ -142,6 +142,11 @@ class Scored:
         there = np.isfinite(self.recent.values[:, -1]) if self.recent.partial else True
         return np.flatnonzero(chosen & self.known & there)
 
+    @property
+    def blank(self) -> bool:
+        """True when not one of the known series has a sample now."""
+        return not bool(np.isfinite(self.recent.values[self.known, -1]).any())
+
     def class_of(self, row: int | np.intp) -> str:
         """Tell what is wrong with a series, if something is."""
         return CLASSES[int(self.scores.kind[row])]

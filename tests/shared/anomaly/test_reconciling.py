@@ -1,5 +1,6 @@
 """What becomes of what was found: who may act for it."""
 
+import math
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -57,3 +58,20 @@ def test_what_does_not_agree_or_belongs_to_nobody_stays_as_it_is() -> None:
     assert sober(0, 2 * MINUTE, agreed=False).because == "they agree"
     alone = replace(the_pod(age=2 * MINUTE), controller=None)
     assert sober(0, 2 * MINUTE, pod=alone).agreed
+
+
+def blank(*newest: float) -> bool:
+    """Whether all series are missing at once, of which these are the newest samples."""
+    round_ = a_round(0)
+    (scored,) = round_.scored.values()
+    count = len(newest)
+    values = np.column_stack([np.ones((count, 9)), np.array(newest)])
+    keys = tuple(f"s{number}" for number in range(count))
+    recent = Matrix(keys, ({},) * count, values, scored.recent.end, 60.0)
+    known = np.ones(count, bool)
+    return replace(round_, scored={"memory": replace(scored, recent=recent, known=known)}).blank
+
+
+def test_all_series_at_once_are_missing_for_a_reason_of_prometheus() -> None:
+    gone = math.nan
+    assert [blank(gone, gone, gone), blank(gone, gone, 1.0), blank(gone, gone)] == [True, False, False]
