@@ -221,8 +221,8 @@ async def _ask(given: argparse.Namespace, played: Sequence[Replay]) -> None:
             heard = await asyncio.to_thread(dialogue.hold, found, sys.stdin.readline, _wait)
             new = await asking.teach(store, one.watch, heard)
             for name in (one.name for one in heard):
-                _progress(f"{name}: its threshold is {book.factors.get(name, 1):g} -> {new.factors.get(name, 1):g}")
-            _progress(f"answers about {len(heard)} series are kept; from the next tick on they count")
+                _progress(f"{name}: its factor was {book.factors.get(name, 1):g}, and is {new.factors.get(name, 1):g}")
+            _progress(f"{one.watch.key}: answers about {len(heard)} series are kept, and count from the next tick on")
     finally:
         await transport.close()
 

@@ -6,7 +6,7 @@ only its answer moves the factor of its series, within the bounds of all feedbac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,12 @@ from kreflex.anomaly.replay import Replay, Track
 from kreflex.anomaly.store import Store
 from kreflex.anomaly.watches import Watch
 
-# Of the threshold; nobody is asked about what is below. To lower a threshold further finds nothing more in the time
-# after the answers, and costs false alarms (docs/adr/0026).
+# Of the threshold; nobody is asked about what is below: a lower one finds no more in the time after the answers, and
+# has more false alarms then (docs/adr/0026).
 LEAST = 0.7
 _HOUR = 3600.0
+# A series that nobody has spoken of for so long before the others is forgotten, for pods do not come back.
+_REMEMBERED = 60 * 86_400.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,12 @@ def learnt(book: Book, taught_: Sequence[Taught]) -> Book:
             factors[one.name] = taught(factors.get(one.name, one.factor), one.answers)
             until[one.name] = one.until
     kept = {name: factors[name] for name in sorted(factors) if factors[name] != 1.0}
-    return book.model_copy(update={"factors": kept, "asked": until})
+    return book.model_copy(update={"factors": kept, "asked": _recent(until)})
+
+
+def _recent(until: Mapping[str, float]) -> dict[str, float]:
+    newest = max(until.values(), default=0.0)
+    return {name: time for name, time in until.items() if time > newest - _REMEMBERED}
 
 
 async def teach(store: Store, watch: Watch, answers: Sequence[Taught]) -> Book:

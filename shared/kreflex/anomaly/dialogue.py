@@ -66,10 +66,10 @@ class _Person:
 def shown(about: Questions, at: int) -> str:
     """Tell of one moment what a person needs to judge it."""
     matrix, score = about.track.matrix, about.track.scores[about.row, at]
-    kind = "would have been an alarm" if score >= about.factor else "was below the threshold"
+    kind = "it would have been one" if score >= about.factor else "it would have been none"
     bars, between = plot(matrix.values[about.row], at)
     when = datetime.fromtimestamp(matrix.times[at], UTC)
     head = f"{about.track.signal.name} {about.series}"
     place = " " * min(at, _BEFORE) + "^"
-    told = f"{when:%Y-%m-%d %H:%M} UTC, score {score / about.factor:.2f} of 1: {kind}; {between}"
+    told = f"{when:%Y-%m-%d %H:%M} UTC, score {score / about.factor:.2f} where 1 is an alarm: {kind}; {between}"
     return f"\n{head}\n  {bars}\n  {place}\n  {told}\n"

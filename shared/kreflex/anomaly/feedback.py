@@ -23,7 +23,7 @@ from kreflex.records import API, TARGET
 
 LEAST, MOST = 0.5, 4.0
 # What was dismissed is borne from now on, and a little more; what was confirmed makes us listen more closely.
-# Of 0.9 to 1, 0.95 found most in the time after the answers, with no more false alarms (docs/adr/0026).
+# What is found later differs by no more than chance between 0.9 and 1; at 0.9 false alarms come back (docs/adr/0026).
 _ABOVE = 1.05
 _CLOSER = 0.95
 # What was missed and confirmed would just be found from now on.

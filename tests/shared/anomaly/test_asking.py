@@ -119,6 +119,13 @@ def test_answers_about_the_same_time_count_once() -> None:
     assert learnt(once, answers) == once
 
 
+def test_what_was_asked_about_long_ago_is_forgotten() -> None:
+    book = Book(asked={"memory/old": END - 61 * 86_400, "memory/new": END - 59 * 86_400})
+    assert learnt(book, [Taught("memory/a", (Answer(0.8, "dismissed"),), END)]) == Book(
+        asked={"memory/new": END - 59 * 86_400, "memory/a": END}
+    )
+
+
 def test_answers_go_on_from_what_the_siblings_have_taught() -> None:
     answers = [Taught("memory/a", (Answer(1.2, "confirmed"),), END, factor=1.5)]
     assert learnt(Book(), answers).factors == {"memory/a": 1.164}
@@ -156,7 +163,7 @@ def test_a_question_shows_the_moment_and_says_what_it_was() -> None:
         "memory a",
         "  " + "".join(bar * count for bar, count in zip("▁▂▃▄▅▆▇█", (10, 10, 10, 10, 10, 10, 10, 11), strict=True)),
         "  " + " " * 60 + "^",
-        "  2023-11-14 18:24 UTC, score 0.90 of 1: was below the threshold; 10 to 90",
+        "  2023-11-14 18:24 UTC, score 0.90 where 1 is an alarm: it would have been none; 10 to 90",
     ]
 
 
