@@ -38,6 +38,8 @@ PATIENCE = 240.0
 PATIENT = Options(node_grace_seconds=60)
 # Longer than an attempt may hold a record, by so much: the other replica has taken over by then.
 _LONGER = 2.0
+# How often it is looked whether the last write was met, at most.
+_LAST_WORDS = 50
 WIDTH = 8
 _REASON = re.compile(
     r"(GET|POST|PUT|PATCH|DELETE) /|ConfigMap|ledger|policies|"
@@ -222,7 +224,7 @@ class Trial:
             self._blow = blow
             plan = self._aim(point)
             await self._break(next(objects), plan)
-            course.met &= all(one.replica if isinstance(one, Strike) else one.replicas for one in plan)
+            course.met &= await _all_met(plan)
             course.calls = course.calls or list(self._processes[0].proxy.calls)
             await asyncio.gather(*self._mending)
             if course.wrong:
@@ -383,6 +385,15 @@ def unclear(status: int, text: str) -> str:
         return f"answered {status} {text!r}"
     clear = status == 503 and "\n" not in reason and _REASON.search(reason)
     return "" if clear else f"answered {status} {reason!r}"
+
+
+async def _all_met(plan: Sequence[Strike | Hit]) -> bool:
+    """Tell whether all has struck. A Kubernetes Event is written after the record that ends a remediation."""
+    for _ in range(_LAST_WORDS):
+        if all(one.replica if isinstance(one, Strike) else one.replicas for one in plan):
+            return True
+        await asyncio.sleep(0.2)
+    return False
 
 
 def _stumbled(log: Path) -> bool:

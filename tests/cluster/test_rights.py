@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from kreflex import rights
+from kreflex import rights, slos
 from lab import audit, callers, crds, manifests, nodes
 from lab.api import eventually
 from lab.cluster import ControlPlane, Options
@@ -26,7 +26,9 @@ Use = tuple[str, str, str, str]
 # node-replacer's rights are about the kinds of many makers: each is used where its action is tested, in
 # test_node_actions, and test_node_replacer sees that it lacks none.
 DRIVEN = ("restart-loop-killer", "waker")
-FOUND = ("restart-loop-killer", "node-replacer", "rollback", "canary-aborter")
+FOUND = ("restart-loop-killer", "node-replacer", "rollback", "canary-aborter", "chaos-runner")
+# What a policy has to switch on: asked for below.
+SWITCHED_ON = {("restart-loop-killer", rule.verb, rule.group, rule.resource) for rule in slos.RBAC}
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +174,25 @@ async def test_no_right_is_missing_and_none_is_unused(own: ControlPlane) -> None
     uses = used(own)
     assert {use: asked for use, asked in uses.items() if any(code == 403 for _, code in asked)} == {}
     assert set(uses) - granted() == set()
-    assert granted() - {use for use, asked in uses.items() if any(code < 300 for _, code in asked)} == set()
+    answered = {use for use, asked in uses.items() if any(code < 300 for _, code in asked)}
+    assert granted() - SWITCHED_ON - answered == set()
     ledger = uses["restart-loop-killer", "update", "", "configmaps"]
     assert {code for _, code in ledger} >= {200, 409}
-    assert {place for use in declared("home") for place, _ in uses[use]} == {"kreflex-system/kreflex-ledger"}
-    assert {place for use in declared("cluster") for place, _ in uses[use]} == {"/"}
+    assert {place for use in declared("home") - SWITCHED_ON for place, _ in uses[use]} == {
+        "kreflex-system/kreflex-ledger"
+    }
+    assert {place for use in declared("cluster") - SWITCHED_ON for place, _ in uses[use]} == {"/"}
+
+
+async def test_the_slos_of_a_policy_may_be_read(own: ControlPlane) -> None:
+    asked: kit.Json = {"user": "system:serviceaccount:kreflex-system:restart-loop-killer"}
+    answers = []
+    for rule in slos.RBAC:
+        about = {"group": rule.group, "resource": rule.resource, "verb": rule.verb}
+        place = {"namespace": "kreflex-system"} if rule.where == "home" else {}
+        body = {"spec": {**asked, "resourceAttributes": {**about, **place}}}
+        answers.append((await own.api.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", body))["status"])
+    assert [answer["allowed"] for answer in answers] == [True] * len(slos.RBAC)
 
 
 async def drive_through(here: kit.Place, function: Served, waker: Served) -> None:
