@@ -23,10 +23,8 @@ SUMMARY = "rss is 200Mi, and reaches its limit of 256Mi in 12 min"
 
 @pytest.fixture(scope="module")
 async def guarded(installed: ControlPlane) -> ControlPlane:
-    """Kreflex, with the shipped rights of anomaly-scorer and the shipped policy about what it writes."""
-    files = [f"knative/{SCORER}/rbac.yaml", f"knative/{SCORER}/admission.yaml", "knative/admission/anomalies.yaml"]
-    bodies = [body for file in files for body in kit.manifests(file)]
-    await manifests.apply(installed.api, bodies, HOME)
+    """Kreflex, with the shipped policy about who writes anomalies."""
+    await manifests.apply(installed.api, kit.manifests("knative/admission/anomalies.yaml"), HOME)
     # A stranger who may do everything: admission is what is left.
     admins = {"kind": "ServiceAccount", "name": "stranger", "namespace": HOME}
     role = {"apiGroup": RBAC, "kind": "ClusterRole", "name": "cluster-admin"}

@@ -83,8 +83,6 @@ async def prometheus(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 @pytest.fixture(scope="module")
 async def pods(installed: ControlPlane) -> AsyncIterator[ControlPlane]:
     """The pods that the series are about, in a namespace of this module."""
-    files = [kit.ROOT / "knative" / "anomaly-scorer" / name for name in ("rbac.yaml", "admission.yaml")]
-    kit.kubectl(installed, "apply", "--server-side", *(f"--filename={file}" for file in files))
     await installed.api.post("/api/v1/namespaces", {"metadata": {"name": "anom"}})
     for name in NAMES:
         await installed.api.post("/api/v1/namespaces/anom/pods", pod(name))
@@ -456,7 +454,7 @@ async def test_a_dismissal_moves_the_threshold_of_the_series_and_survives_learni
     await scorer.at(10, 11)
     (found,) = await stage.found()
     path = f"/apis/kreflex.dev/v1alpha1/namespaces/anom/anomalies/{found['metadata']['name']}"
-    by = "system:admin"
+    by = "admin"
     said = json.dumps({"spec": {"feedback": {"verdict": "Dismissed", "by": by}}})
     kit.kubectl(stage.plane, "patch", "anomaly", "-n", "anom", found["metadata"]["name"], "--type=merge", "-p", said)
     await scorer.at(12)
