@@ -282,7 +282,9 @@ async def test_a_bad_release_breaks_the_pods_of_the_new_template_and_leaves_the_
 ) -> None:
     name, path = f"released-by-{by}", f"/apis/apps/v1/namespaces/default/{kind}"
     await plane.api.post(path, KINDS[kind](name, probed()))
-    old = await ready_pods(plane, name, 2)
+    await ready_pods(plane, name, 2)
+    # A DaemonSet may have more nodes, whose pods are Ready a moment later.
+    old = [one["metadata"]["uid"] for one in (await plane.api.get(PODS, labelSelector=f"app={name}"))["items"]]
     bad = {"spec": release("2-crash", probed())} if by == "tag" else {"metadata": {"annotations": fault("crash-loop")}}
     await plane.api.patch(f"{path}/{name}", {"spec": {"template": bad}})
 
