@@ -300,7 +300,6 @@ async def install(plane: ControlPlane) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     await manifests.apply(plane.api, [namespace, *manifests.read(*_DEFINITION.fetch())])
     await manifests.grant(plane.api, NAMESPACE, ACCOUNT, [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}])
-    await manifests.listed(plane.api, APPLICATIONS)
 
 
 @asynccontextmanager

@@ -201,8 +201,6 @@ async def install(plane: ControlPlane) -> None:
     source = {"apiGroups": [SOURCE], "resources": ["gitrepositories", "gitrepositories/status"], "verbs": ["*"]}
     secrets = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
     await manifests.grant(plane.api, NAMESPACE, SOURCE_ACCOUNT, [source, secrets])
-    await manifests.listed(plane.api, _EVERY_SOURCE)
-    await manifests.listed(plane.api, f"/apis/{KUSTOMIZE}/v1/kustomizations")
 
 
 @asynccontextmanager

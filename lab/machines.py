@@ -159,7 +159,6 @@ async def _install(plane: ControlPlane, config: Configuration, client: Json) -> 
     ours = [manifests.definition(f"{group}/{_OURS}", kind, contract) for kind, group in _KINDS.items()]
     await manifests.apply(plane.api, [*config.definitions, *ours])
     await manifests.grant(plane.api, NAMESPACE, ACCOUNT, config.rules)
-    await manifests.listed(plane.api, _LAB_MACHINES)
 
 
 @asynccontextmanager

@@ -1,6 +1,8 @@
 """Applies manifests as `kubectl apply --server-side` would, and grants rights to ServiceAccounts."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,21 @@ def parsed(text: str) -> list[Manifest]:
 
 
 async def apply(api: Api, manifests: Iterable[Manifest], namespace: str = "default") -> None:
-    """Apply manifests, those that others need first; what names no namespace gets this one."""
+    """Apply manifests, those that others need first; what names no namespace gets this one.
+
+    Kinds that are defined by them can be read and written when this returns.
+    """
     paths: dict[tuple[str, str], str] = {}
-    for manifest in sorted(manifests, key=_rank):
-        kind = (manifest["apiVersion"], manifest["kind"])
-        if kind not in paths:
-            paths[kind] = await _collection(api, *kind)
-        metadata = manifest["metadata"]
-        home = metadata.get("namespace", namespace)
-        await api.apply(f"{paths[kind].format(namespace=home)}/{metadata['name']}", manifest)
-        if manifest["kind"] == "CustomResourceDefinition":
-            await _established(api, metadata["name"])
+    for _, of_a_rank in groupby(sorted(manifests, key=_rank), key=_rank):
+        applied = list(of_a_rank)
+        for manifest in applied:
+            kind = (manifest["apiVersion"], manifest["kind"])
+            if kind not in paths:
+                paths[kind] = await _collection(api, *kind)
+            metadata = manifest["metadata"]
+            home = metadata.get("namespace", namespace)
+            await api.apply(f"{paths[kind].format(namespace=home)}/{metadata['name']}", manifest)
+        await asyncio.gather(*(_served(api, one) for one in applied if one["kind"] == "CustomResourceDefinition"))
 
 
 async def path_of(api: Api, manifest: Manifest, namespace: str = "default") -> str:
@@ -87,12 +93,12 @@ async def listed(api: Api, collection: str) -> None:
 
     async def served() -> bool:
         try:
-            await api.get(collection)
+            # Discovery and the cache of what is listed follow the CRD, each in its own time: at first 404, then 429.
+            return await api.find(collection, limit="1") is not None
         except Refused as refusal:
             if refusal.status != 429:
                 raise
             return False
-        return True
 
     await eventually(served, collection)
 
@@ -114,6 +120,14 @@ async def _collection(api: Api, version: str, kind: str) -> str:
     resource = await eventually(known, f"the kind {kind} of {version}", patience=10)
     middle = "/namespaces/{namespace}" if resource["namespaced"] else ""
     return f"{root}{middle}/{resource['name']}"
+
+
+async def _served(api: Api, definition: Manifest) -> None:
+    await _established(api, definition["metadata"]["name"])
+    spec = definition["spec"]
+    root, plural = f"/apis/{spec['group']}", spec["names"]["plural"]
+    for version in (one["name"] for one in spec["versions"] if one["served"]):
+        await listed(api, f"{root}/{version}/{plural}")
 
 
 async def _established(api: Api, name: str) -> None:

@@ -116,7 +116,6 @@ async def install(plane: ControlPlane) -> None:
     # Its own role lets it say nothing of a NodeHealthCheck, whose Events are in namespace default.
     events = {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}
     await manifests.grant(plane.api, NAMESPACE, ACCOUNT, [*role["rules"], ours, events])
-    await manifests.listed(plane.api, REMEDIATIONS)
 
 
 @asynccontextmanager

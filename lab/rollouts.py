@@ -40,8 +40,6 @@ async def install(plane: ControlPlane) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     await manifests.apply(plane.api, [namespace, *manifests.read(*definitions)])
     await manifests.grant(plane.api, NAMESPACE, ACCOUNT, role["rules"])
-    for kind in ("rollouts", "experiments", "analysisruns", "analysistemplates", "clusteranalysistemplates"):
-        await manifests.listed(plane.api, f"/apis/{VERSION}/{kind}")
 
 
 async def start(plane: ControlPlane) -> Child:

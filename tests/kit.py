@@ -14,10 +14,12 @@ import yaml
 from kreflex.cluster import Transport
 from kreflex.credentials import load_credentials
 from kreflex.reflex import Arc, Reflex
+from kreflex.schemas import all_crds
 from kreflex.settings import CoreSettings
 from lab import audit
-from lab.api import Refused, eventually
+from lab.api import eventually
 from lab.cluster import ControlPlane
+from lab.manifests import listed
 from lab.toolchain import Toolchain
 
 Json = dict[str, Any]
@@ -45,17 +47,8 @@ async def install(plane: ControlPlane) -> None:
     common = ("knative/base/namespace.yaml", "knative/base/ledger.yaml", "knative/admission/approvals.yaml")
     kubectl(plane, "apply", "--server-side", *(f"--filename={ROOT / file}" for file in (*common, *own)))
     kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    await eventually(lambda: _served(plane), "Kreflex's custom resources")
-
-
-async def _served(plane: ControlPlane) -> bool:
-    # Who lists them first may be told that their storage is (re)initializing (429), although they are established.
-    try:
-        for plural in ("remediations", "releasehistories", "remediationpolicies", "clusterremediationpolicies"):
-            await plane.api.get(f"/apis/kreflex.dev/v1alpha1/{plural}")
-    except Refused:
-        return False
-    return True
+    for crd in all_crds().values():
+        await listed(plane.api, f"/apis/{crd['spec']['group']}/v1alpha1/{crd['spec']['names']['plural']}")
 
 
 @dataclass

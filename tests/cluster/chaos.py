@@ -17,8 +17,9 @@ from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.prom import Metrics
 from kreflex.world import World
-from lab.api import Refused, eventually
+from lab.api import eventually
 from lab.cluster import ControlPlane
+from lab.manifests import listed
 from tests import kit
 
 FUNCTION = "chaos-runner"
@@ -37,15 +38,7 @@ async def install(plane: ControlPlane) -> None:
     files = ("crds/experiments.yaml", "chaos-runner/rbac.yaml", "chaos-runner/admission.yaml")
     kit.kubectl(plane, "apply", "--server-side", *(f"--filename={kit.ROOT}/knative/{file}" for file in files))
     kit.kubectl(plane, "wait", "--for=condition=Established", "crd/experiments.kreflex.dev", "--timeout=30s")
-
-    async def served() -> bool:
-        # Who lists them first may be told that their storage is (re)initializing (429).
-        try:
-            return await plane.api.find("/apis/kreflex.dev/v1alpha1/experiments") is not None
-        except Refused:
-            return False
-
-    await eventually(served, "experiments")
+    await listed(plane.api, "/apis/kreflex.dev/v1alpha1/experiments")
 
 
 @asynccontextmanager

@@ -242,7 +242,6 @@ async def shipped(installed: ControlPlane, tmp_path_factory: pytest.TempPathFact
     )
     await manifests.apply(installed.api, manifests.read(*names))
     await manifests.apply(installed.api, [manifests.definition("sloth.slok.dev/v1", "PrometheusServiceLevel")])
-    await manifests.listed(installed.api, "/apis/sloth.slok.dev/v1/prometheusservicelevels")
     await manifests.apply(installed.api, manifests.parsed(SLOTH))
     kept = {
         "apiVersion": "v1",

@@ -111,9 +111,6 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
         allowed = rights.rights_of(REFLEX)
         bodies = [*crds.sharing_crds(), rollouts_crd(), *rights.manifests(allowed), *admission.policy_of(allowed)]
         await manifests.apply(plane.api, bodies)
-        for path in (f"/apis/{ROUTES}/httproutes", f"/apis/{ISTIO}/virtualservices", f"/apis/{ISTIO}/destinationrules"):
-            await manifests.listed(plane.api, path)
-        await manifests.listed(plane.api, "/apis/argoproj.io/v1alpha1/rollouts")
         transport = Transport(load_credentials(str(await plane.kubeconfig_for(HOME, NAME))))
         made = Lab(plane, Reader(transport), Writer(transport))
         await eventually(lambda: denies(made), "the admission policy at work")
@@ -463,7 +460,6 @@ async def test_where_rollouts_have_no_status_subresource_the_object_itself_is_ab
         await kit.install(plane)
         allowed = rights.rights_of(REFLEX)
         await manifests.apply(plane.api, [rollouts_crd(subresource=False), *rights.manifests(allowed)])
-        await manifests.listed(plane.api, "/apis/argoproj.io/v1alpha1/rollouts")
         transport = Transport(load_credentials(str(await plane.kubeconfig_for(HOME, NAME))))
         lab = Lab(plane, Reader(transport), Writer(transport))
         here = await lab.make()

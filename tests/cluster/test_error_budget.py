@@ -59,9 +59,6 @@ async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Control
                 *file("error-budget/admission.yaml"),
             ],
         )
-        for api_version, _, plural in LAX:
-            await manifests.listed(plane.api, f"/apis/{api_version}/{plural}")
-        await manifests.listed(plane.api, STATUSES)
         await eventually(lambda: denied(plane.api), "a policy that denies")
         yield plane
 

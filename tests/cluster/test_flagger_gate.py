@@ -25,7 +25,6 @@ async def gate(installed: ControlPlane) -> AsyncIterator[Served]:
     allowed = rights.rights_of(REFLEXES[NAME])
     bodies = [*crds.sharing_crds(), *rights.manifests(allowed), *admission.policy_of(allowed)]
     await manifests.apply(installed.api, bodies)
-    await manifests.listed(installed.api, f"/apis/{CANARIES}/canaries")
     async with served(installed, "canary_aborter", CALLERS="network") as running:
         yield running
 
