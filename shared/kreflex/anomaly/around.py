@@ -95,6 +95,7 @@ async def _replayed(
         watch.spec.false_alarms_per_series_day,
         limit,
         factor=factors_of(book, watch, signal, matrix),
+        horizon=watch.spec.horizon.total_seconds(),
     )
     scored = []
     for back in range(TICKS - 1, -1, -1):

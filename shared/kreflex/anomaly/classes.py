@@ -17,7 +17,6 @@ _FULL = 0.9
 _GROWING = frozenset({"memory", "disk"})
 # A rise is a leak where it is so much faster than nearly all that the series did before.
 _FASTER = 1.5
-_HORIZON = 4 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ def leaks(view: View, about: About) -> Floats:
     """Score a rise that goes on and on, of what can be exhausted; 0 where it does not."""
     if about.kind not in _GROWING:
         return np.zeros(len(view.values))
-    soon = exhausted_in(view, about) < _HORIZON
+    soon = exhausted_in(view, about) < about.horizon
     return np.where(_steady(view.values), view.rise / np.where(soon, 1.0, _FASTER), 0.0)
 
 

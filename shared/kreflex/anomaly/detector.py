@@ -38,6 +38,8 @@ class About:
     """The number of the group of a series: those of one group (the pods of a workload) are expected to be alike."""
     factor: Floats | None = None
     """What the threshold is multiplied by, learnt from feedback; 1 where there is none."""
+    horizon: float = 4 * 3600.0
+    """Within how many seconds a limit has to be reached, so that a rise towards it counts in full."""
 
 
 @dataclass(frozen=True, slots=True)

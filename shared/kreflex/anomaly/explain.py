@@ -96,7 +96,15 @@ async def explain(
     recent = there(await samples.window(signal.query, at, watch.step, detector.window))
     limit = limits_of(recent.labels, await samples.instant(signal.limit, at)) if signal.limit else None
     factor = factors_of(book, watch, signal, recent) if book else None
-    about = About(watch.step, at, signal.kind, watch.spec.false_alarms_per_series_day, limit, factor=factor)
+    about = About(
+        watch.step,
+        at,
+        signal.kind,
+        watch.spec.false_alarms_per_series_day,
+        limit,
+        factor=factor,
+        horizon=watch.spec.horizon.total_seconds(),
+    )
     scored = await score(detector, bundle, watch, signal, recent, about)
 
     async def scores_of(values: Floats) -> Floats:

@@ -184,6 +184,7 @@ class _Player:
             self._watch.spec.false_alarms_per_series_day,
             None if self._limit is None else self._limit[rows],
             None if self._groups is None else self._groups[rows],
+            horizon=self._watch.spec.horizon.total_seconds(),
         )
 
     def _learn(self, tick: int, wanted: Bools, samples: int) -> None:

@@ -190,7 +190,15 @@ class Scorer:
         recent = await self._windows.recent(watch, signal, at, self._detector.window)
         limit = limits_of(recent.labels, await self._samples.instant(signal.limit, at)) if signal.limit else None
         factor = factors_of(book, watch, signal, recent)
-        about = About(watch.step, at, signal.kind, watch.spec.false_alarms_per_series_day, limit, factor=factor)
+        about = About(
+            watch.step,
+            at,
+            signal.kind,
+            watch.spec.false_alarms_per_series_day,
+            limit,
+            factor=factor,
+            horizon=watch.spec.horizon.total_seconds(),
+        )
         scored = await score(self._detector, bundle, watch, signal, recent, about)
         return scored, self._states.due(scored, bundle, at)
 

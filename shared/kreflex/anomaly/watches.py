@@ -118,7 +118,7 @@ class WatchSpec(Part):
         (), max_length=10, description="Labels that are the same for series which are expected to be alike."
     )
     history: History = Field(HISTORY, description="What is learnt from.")
-    horizon: Horizon = Field(parse_duration("4h"), description="How far an exhaustion is foretold.")
+    horizon: Horizon = Field(parse_duration("4h"), description="How far ahead it is looked whether a limit is reached.")
     signals: tuple[Signal, ...] = Field(min_length=1, max_length=20)
     remediations: tuple[Led, ...] = Field((), max_length=11)
 

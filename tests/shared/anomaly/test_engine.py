@@ -73,6 +73,17 @@ def test_names_a_leak_and_when_it_ends() -> None:
     assert scores.evidence["seconds_to_limit"][0] == pytest.approx((700 - rise[-1]) / 3 * 60)
 
 
+def test_a_limit_that_is_reached_beyond_the_horizon_weighs_less() -> None:
+    about = replace(ABOUT, kind="memory", limit=np.array([700.0]))
+    history, rise = noise(level=100.0), 100 + 3 * np.arange(70.0)
+    state, recent = DETECTOR.learn(history, about), np.concatenate((history, [rise]), axis=1)[:, -WINDOW:]
+    left = (700 - rise[-1]) / 3 * 60
+    within, beyond = (
+        DETECTOR.score(state, recent, replace(about, horizon=left * share)).score[0] for share in (1.1, 0.9)
+    )
+    assert within > beyond > 0
+
+
 def test_says_that_a_limit_is_nearly_reached() -> None:
     assert found(np.array([95.0]), about=replace(ABOUT, limit=np.array([100.0])))[:2] == (True, "saturation")
 
