@@ -11,11 +11,13 @@ import pytest
 
 from kreflex.chaos import experiments
 from kreflex.chaos.changes import value
+from kreflex.chaos.experiments import OPT_IN
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.errors import DeniedError
+from kreflex.policy import PROTECTED_LABEL
 from lab import chaos_engines, nodes
 from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
@@ -145,6 +147,11 @@ async def test_a_node_is_drained_and_gets_pods_again(ready: ControlPlane, runner
     (name,) = await nodes.add(ready.api, 1, pool)
     here = await kit.place(ready)
     await here.deployment("cart", 2, nodeSelector={"kubernetes.io/hostname": name})
+    kept = [await kit.place(ready), await kit.place(ready)]
+    for where, label in zip(kept, (PROTECTED_LABEL, OPT_IN), strict=True):
+        await where.deployment("stays", 1, nodeSelector={"kubernetes.io/hostname": name})
+        labels = {label: "true" if label == PROTECTED_LABEL else "forbidden"}
+        await ready.api.patch(f"/api/v1/namespaces/{where.name}", {"metadata": {"labels": labels}})
     await ready.api.apply(*chaos.home_policy())
     wanted = {"fault": {"kind": "NodeDrain"}, "targets": {"names": [name, "node-0"]}, "amount": "100%"}
     made = await chaos.make(ready, "kreflex-system", name, **wanted, duration="3s")
@@ -153,6 +160,7 @@ async def test_a_node_is_drained_and_gets_pods_again(ready: ControlPlane, runner
     await ready.api.delete(f"/api/v1/nodes/{name}")
     assert [(one.target.name, one.state) for one in ended.status.injected] == [(name, "Reverted")], ended.status
     assert len(set(here.evictions())) == 2
+    assert [where.evictions() for where in kept] == [[], []]
     assert not after["spec"].get("unschedulable")
     assert chaos.notes(after) == {}
 

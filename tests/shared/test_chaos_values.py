@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 
-from kreflex.chaos import changes
+from kreflex.chaos import changes, gates
 from kreflex.chaos.changes import ABSENT, Change
 from kreflex.chaos.experiments import Experiment, Healed, Injection, Line, Probed, Turn, read_experiment
 from kreflex.chaos.probes import Seen, noted, reachable
 from kreflex.chaos.report import day_score, html, markdown
 from kreflex.chaos.score import score, shortfalls, success
+from kreflex.chaos.service import due
 from kreflex.chaos.targets import choose, count
 from kreflex.records import Target
+from tests.values import CannedApi
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DEPLOYMENT: dict[str, Any] = {
@@ -209,3 +211,38 @@ def test_a_page_shows_what_others_wrote_as_text_only() -> None:
 
 def test_the_score_of_a_day_leaves_out_what_has_none() -> None:
     assert day_score([over(), experiment()]) == 83.3
+
+
+def bodies(*given: dict[str, Any], plural: str = "experiments") -> dict[str, dict[str, Any]]:
+    """Objects of namespace shop by their paths."""
+    path = f"/apis/kreflex.dev/v1alpha1/namespaces/shop/{plural}"
+    return {f"{path}/{body['metadata']['name']}": body for body in given}
+
+
+def body(name: str, **status: Any) -> dict[str, Any]:
+    meta = {"namespace": "shop", "name": name, "uid": name, "resourceVersion": "1"}
+    return {
+        "metadata": {**meta, "creationTimestamp": "2026-11-22T12:00:00Z"},
+        "spec": {"fault": {"kind": "PodKill"}},
+        "status": status,
+    }
+
+
+async def test_an_experiment_that_nobody_can_read_does_not_hide_the_others() -> None:
+    world = CannedApi(bodies(body("broken", phase="Nonsense"), body("due"))).world()
+    assert [one async for one in due(world)] == [{"namespace": "shop", "name": "due"}]
+
+
+async def test_nothing_begins_beside_a_remediation_that_nobody_can_read() -> None:
+    policy = {
+        "metadata": {"name": "chaos", "uid": "p", "resourceVersion": "1"},
+        "spec": {"mode": "Auto", "functions": ["chaos-runner"]},
+    }
+    objects = {
+        **bodies(body("odd", phase="Nonsense"), plural="remediations"),
+        "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies/chaos": policy,
+        "/api/v1/namespaces/shop": {"metadata": {"name": "shop", "labels": {}}},
+    }
+    stop = await gates.may_begin(experiment(), CannedApi(objects).world())
+    assert stop is not None
+    assert (stop.guard, stop.because) == ("Unsteady", "Remediation odd can't be read: mend or delete it")

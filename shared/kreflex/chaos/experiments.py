@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from kreflex.cluster import Reader, Writer
 from kreflex.durations import Duration, parse_duration
@@ -416,8 +416,6 @@ def read_experiment(body: JSON) -> Experiment:
 
 
 def _spec(raw: JSON) -> tuple[ExperimentSpec | None, str]:
-    from pydantic import ValidationError  # noqa: PLC0415 - beside its only use
-
     try:
         return ExperimentSpec.model_validate(raw), ""
     except ValidationError as error:

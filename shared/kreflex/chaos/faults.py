@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import ClassVar
 
 from kreflex.actions import BlockedError, evict
-from kreflex.chaos.changes import Change, injecting, left, read, reverting, write
+from kreflex.chaos.changes import Change, injecting, left, read, reverting, value, write
 from kreflex.chaos.corruptions import ISOLATED, changes_of
 from kreflex.chaos.experiments import (
+    ALLOWED,
     API,
     INJECTED,
     KIND,
@@ -22,11 +23,11 @@ from kreflex.chaos.experiments import (
     FaultKind,
     Injection,
 )
-from kreflex.chaos.targets import place, place_of, ref_of
+from kreflex.chaos.targets import labels_of, place, place_of, ref_of
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
 from kreflex.errors import ConflictError, GoneError
-from kreflex.policy import PROTECTED
+from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
 from kreflex.upkeep import Drain
 from kreflex.views import JSON, Pod, controller_of, pod_view
@@ -126,8 +127,6 @@ class Changing(Act):
 
 
 def _differs(body: JSON, change: Change) -> bool:
-    from kreflex.chaos.changes import value  # noqa: PLC0415
-
     there = value(body, change.path)
     return there is not change.before and there != change.before
 
@@ -206,7 +205,7 @@ class Draining(Changing):
     async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
         """Ask once more for what is left; a PodDisruptionBudget may keep it, and that is told."""
         name = injection.target.name
-        pods = [pod async for pod in hands.reader.pods_on(name) if _may_go(pod, hands.home)]
+        pods = await _may_go([pod async for pod in hands.reader.pods_on(name)], hands)
         gone, kept = [], []
         for pod in evictable(pods, Drain()).evictable:
             try:
@@ -221,8 +220,16 @@ class Draining(Changing):
         return f"{name} keeps {kept[0]}" if kept else ""
 
 
-def _may_go(pod: Pod, home: str) -> bool:
-    return pod.ref.namespace not in {*PROTECTED, home} and pod.labels.get(OPT_IN, "allowed") == "allowed"
+async def _may_go(pods: list[Pod], hands: Hands) -> list[Pod]:
+    """Leave the pods of protected namespaces, and those that are kept out by their label or their namespace's."""
+    spaces = {pod.ref.namespace for pod in pods} - {*PROTECTED, hands.home}
+    labels = {space: await labels_of(space, hands.reader) for space in sorted(spaces)}
+    free = {space: said for space, said in labels.items() if said.get(PROTECTED_LABEL, "false") == "false"}
+    return [
+        pod
+        for pod in pods
+        if pod.ref.namespace in free and pod.labels.get(OPT_IN, free[pod.ref.namespace].get(OPT_IN, ALLOWED)) == ALLOWED
+    ]
 
 
 class Isolating(Changing):

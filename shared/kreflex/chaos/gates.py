@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic import ValidationError
+
 from kreflex.budgets import Budget, budget_of
 from kreflex.chaos.experiments import FUNCTION, Experiment, ExperimentSpec, Hours
 from kreflex.chaos.targets import forbidden
@@ -73,7 +75,10 @@ async def _calm(experiment: Experiment, world: World) -> Stop | None:
     """Look whether anything is being healed where the experiment is: one fault at a time."""
     path = f"/apis/{GROUP}/{VERSION}/namespaces/{experiment.namespace}/remediations"
     async for body in world.cluster.list(path):
-        record = read_record(body)
+        try:
+            record = read_record(body)
+        except ValidationError:
+            return Stop("Unsteady", f"Remediation {body['metadata']['name']} can't be read: mend or delete it")
         if record.status.phase in {"Acting", "Applied"}:
             return Stop("Unsteady", f"{record} is not over: {record.status.reason or record.status.phase}")
     return None

@@ -13,6 +13,7 @@ from typing import Any
 from kreflex.audit import log
 from kreflex.chaos import gates, turns
 from kreflex.chaos.corruptions import UnfitError
+from kreflex.chaos.engines import engine_intent
 from kreflex.chaos.experiments import (
     FINAL,
     FINALIZER,
@@ -33,7 +34,7 @@ from kreflex.chaos.healing import healed_by
 from kreflex.chaos.news import tell
 from kreflex.chaos.probes import look, noted
 from kreflex.chaos.score import score, shortfalls
-from kreflex.chaos.targets import choose, eligible, kind_of
+from kreflex.chaos.targets import choose, eligible, kind_of, place_of
 from kreflex.cluster import Reader, Writer, acting_until
 from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
 from kreflex.views import JSON
@@ -278,8 +279,6 @@ class Runner:
         return await self._save(held, budget=(*held.status.budget, level)[-TIMELINE:]), left
 
     async def _targets_now(self, held: Experiment) -> list[JSON]:
-        from kreflex.chaos.targets import place_of  # noqa: PLC0415
-
         found = [await self._reader.get(place_of(one.target.ref)) for one in held.status.injected[:1]]
         return [body for body in found if body is not None] or await self._eligible(held)
 
@@ -337,8 +336,6 @@ class Runner:
         for body in chosen:
             try:
                 if held.wants.fault.kind == "Engine":
-                    from kreflex.chaos.engines import engine_intent  # noqa: PLC0415
-
                     planned.append(engine_intent(held, self.now()))
                 else:
                     planned.append(await intent(held, body, kind, self.now(), self._hands))

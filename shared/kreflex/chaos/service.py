@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from kreflex import trace
@@ -15,7 +16,7 @@ from kreflex.chaos.news import FINISHED, SOURCE, finished
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import KreflexError, UnavailableError
+from kreflex.errors import KreflexError
 from kreflex.exchange import answer_json, problem
 from kreflex.ingress import cloudevents
 from kreflex.settings import CoreSettings
@@ -30,7 +31,12 @@ async def due(world: World) -> AsyncIterator[JSON]:
     """Name the experiments that chaos-runner should look at now: one list, for the waker."""
     now = world.now()
     async for body in world.cluster.everywhere(API, KIND):
-        experiment = read_experiment(body)
+        try:
+            experiment = read_experiment(body)
+        except ValidationError as error:
+            # One whose status nobody can read must not keep the others from being taken back.
+            log.warning("experiment.unreadable", experiment=body["metadata"]["name"], error=str(error))
+            continue
         if experiment.due(now):
             yield {"namespace": experiment.namespace, "name": experiment.name}
 
@@ -75,8 +81,9 @@ class Chaos:
             async with places:
                 try:
                     return await self._runner.go_on(namespace, name)
-                except UnavailableError as error:
-                    log.warning("experiment.unavailable", experiment=f"{namespace}/{name}", error=str(error))
+                except (KreflexError, ValidationError) as error:
+                    # The others are carried on all the same.
+                    log.warning("experiment.failed", experiment=f"{namespace}/{name}", error=str(error))
                     return f"Experiment {namespace}/{name}: {error}"
 
         found = await asyncio.gather(*(one(*where) for where in named))
