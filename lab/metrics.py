@@ -168,6 +168,9 @@ def anomaly_samples(anomaly: Thing) -> Iterator[Sample]:
     fresh = status.get("freshUntil")
     until = datetime.fromisoformat(fresh).timestamp() if fresh else 0
     yield "kreflex_anomaly_fresh_until_timestamp_seconds", named, until
+    for one in status.get("signals", []):
+        series = {"signal": one["name"], "series": one.get("series") or ""}
+        yield "kreflex_anomaly_threshold_factor", named | series, one.get("factor", 1)
 
 
 def watch_samples(watch: Thing) -> Iterator[Sample]:

@@ -71,7 +71,7 @@ class Inbox:
     """Takes events; with another status it refuses them."""
 
     status: int = 202
-    got: list[JSON] = field(default_factory=list)
+    got: list[Any] = field(default_factory=list)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:

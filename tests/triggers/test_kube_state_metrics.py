@@ -38,7 +38,14 @@ def paths(resource: Json) -> dict[str, dict[str, list[str]]]:
 
 
 def gauges(resource: Json) -> list[Json]:
-    return [each["gauge"] for each in metrics(resource).values() if each["type"] == "Gauge"]
+    """Those of times; what is told of each thing in a list is no time."""
+    found = [each["gauge"] for each in metrics(resource).values() if each["type"] == "Gauge"]
+    return [gauge for gauge in found if "valueFrom" not in gauge]
+
+
+def of_each(resource: Json) -> set[str]:
+    """The metrics that there are as many of as a list has entries."""
+    return {name for name, each in metrics(resource).items() if "valueFrom" in each.get("gauge", {})}
 
 
 def samples(resource: Json, when: str | None) -> dict[str, tuple[set[str], float]]:
@@ -58,7 +65,7 @@ def test_names_and_labels_are_those_of_the_exporter(resource: Json) -> None:
     due = datetime(2026, 5, 1, 12, 0, 0, 500_000, tzinfo=UTC)
     told = samples(resource, "2026-05-01T12:00:00.500Z")
     assert {name: labels for name, (labels, _) in told.items()} == {
-        name: set(labels) for name, labels in paths(resource).items()
+        name: set(labels) for name, labels in paths(resource).items() if name not in of_each(resource)
     }
     assert [value for _, value in told.values()] == [1, *[due.timestamp()] * len(gauges(resource))]
 
@@ -76,5 +83,21 @@ def test_each_path_is_a_field_of_the_custom_resource(resource: Json) -> None:
     properties: Json = version["schema"]["openAPIV3Schema"]["properties"]
     fields = {(part, name) for part in ("spec", "status") for name in properties[part]["properties"]}
     found = [gauge["path"] for gauge in gauges(resource)]
-    found += [path for labels in paths(resource).values() for path in labels.values()]
+    whole = [labels for name, labels in paths(resource).items() if name not in of_each(resource)]
+    found += [path for labels in whole for path in labels.values()]
     assert [path for path in found if path[0] != "metadata" and tuple(path) not in fields] == []
+
+
+def test_how_far_feedback_has_moved_a_threshold_is_told_of_each_series() -> None:
+    (resource,) = [one for one in RESOURCES if kind_of(one) == "Anomaly"]
+    (name,) = of_each(resource)
+    gauge = metrics(resource)[name]["gauge"]
+    seen = {"name": "memory", "series": '{pod="cart"}', "factor": 0.97}
+    body = {"metadata": {"namespace": "shop", "name": "a"}, "status": {"signals": [seen]}}
+    told = {metric: (labels, value) for metric, labels, value in anomaly_samples(body)}[name]
+    assert told == ({"namespace": "shop", "name": "a", "signal": "memory", "series": '{pod="cart"}'}, 0.97)
+    assert set(told[0]) == set(paths(resource)[name])
+    crd = yaml.safe_load((ROOT / "knative" / "crds" / "anomalies.yaml").read_text())
+    status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    fields = status[gauge["path"][1]]["items"]["properties"]
+    assert [path for path in (gauge["valueFrom"], *gauge["labelsFromPath"].values()) if path[0] not in fields] == []

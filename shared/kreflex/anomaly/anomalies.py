@@ -53,7 +53,7 @@ RBAC = (
 )
 
 Phase = Literal["Open", "Resolved"]
-Feedback = Literal["confirmed", "dismissed", ""]
+Feedback = Literal["confirmed", "dismissed", "doubted", ""]
 
 
 class Said(Part):
@@ -128,7 +128,9 @@ class AnomalyStatus(Part):
     window: Window | None = None
     model: str | None = Field(None, max_length=63, description="The detector and its version.")
     looked: tuple[Looked, ...] = Field((), max_length=5, description="What alerts made us look at, the newest first.")
-    feedback: Feedback = ""
+    feedback: Feedback = Field(
+        "", description="What a person, or the verdict of a remediation, made of it; `doubted` if that did not help."
+    )
     feedback_by: str | None = Field(None, max_length=253)
     told: tuple[str, ...] = Field((), max_length=4, description="The events that have been delivered.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -28,22 +29,30 @@ _ABOVE = 1.05
 _CLOSER = 0.95
 # What was missed and confirmed would just be found from now on.
 _BELOW = 0.97
-# A remediation that did not help says little about whether there was anything to help.
-_DOUBT = 1.1
+# A remediation that did not help says little about whether there was anything to help, and one after which all is well
+# says little, too: a new pod is well, whatever the old one was. Without bounds of their own, evictions for false alarms
+# would bring about more of them.
+_DOUBT, _DOUBTED_MOST = 1.1, 2.0
+_HELP, _HELPED_LEAST = 0.97, 0.8
+# Verdicts come within hours. An anomaly that was over for longer gets none.
+_AWAITED = timedelta(days=1)
 _TRIES = 5
 # Series with a factor of their own; beyond that those go whose factor says least. What siblings share stays.
 _FACTORS = 5000
 _LENIENT = ConfigDict(extra="ignore")
 
-Verdict = Literal["confirmed", "dismissed", "doubted"]
+Verdict = Literal["confirmed", "dismissed", "helped", "doubted"]
+"""What people say, and what the verdicts of remediations let believe."""
 
 
 def moved(factor: float, verdict: Verdict, peak: float, then: float = 1.0) -> float:
     """Give the new factor of a series; `peak` is the highest score of its alarm, and `then` the factor it had then."""
     if verdict == "confirmed":
         wanted = factor * _CLOSER if peak >= 1 else min(factor, then * peak * _BELOW)
+    elif verdict == "helped":
+        wanted = min(factor, max(factor * _HELP, _HELPED_LEAST))
     elif verdict == "doubted":
-        wanted = factor * _DOUBT
+        wanted = max(factor, min(factor * _DOUBT, _DOUBTED_MOST))
     else:
         wanted = max(factor, then * peak * _ABOVE)
     return round(min(MOST, max(LEAST, wanted)), 4)
@@ -98,7 +107,7 @@ class Heard:
     @property
     def feedback(self) -> Feedback:
         """How the Anomaly's status tells it."""
-        return "confirmed" if self.verdict == "confirmed" else "dismissed"
+        return "confirmed" if self.verdict == "helped" else self.verdict
 
     @property
     def told(self) -> bool:
@@ -114,19 +123,37 @@ def heard(anomaly: Anomaly) -> Heard | None:
     return Heard(anomaly, "confirmed" if said.verdict == "Confirmed" else "dismissed", said.by)
 
 
-async def heard_of_remediation(anomaly: Anomaly, reader: Reader) -> Heard | None:
-    """Tell what became of the remediation that an anomaly has led to: one that helped had something to help."""
-    if anomaly.open or anomaly.status.feedback or not anomaly.status.remediation:
+async def heard_of_remediation(anomaly: Anomaly, function: str, reader: Reader, now: datetime) -> Heard | None:
+    """Tell what became of the remediation that an anomaly has led to: one that helped had something to help.
+
+    `function` is the one that the watch names for its class; "" for none.
+    """
+    if not function or anomaly.status.feedback or not _just_over(anomaly, now):
         return None
     path = f"/apis/{API}/namespaces/{anomaly.namespace}/remediations"
     chosen = f"{TARGET}={anomaly.spec.target.uid[:63]}"
     async for body in reader.list(path, labelSelector=chosen):
         verdict = (body.get("status") or {}).get("verdict")
-        of_it = body["spec"].get("function") == anomaly.status.remediation
-        if of_it and verdict in {"Recovered", "Ineffective"} and _after(body, anomaly):
+        if verdict in {"Recovered", "Ineffective"} and _led(anomaly, function, body) and _after(body, anomaly):
             by = f"Remediation {body['metadata']['name']}"
-            return Heard(anomaly, "confirmed" if verdict == "Recovered" else "doubted", by)
+            return Heard(anomaly, "helped" if verdict == "Recovered" else "doubted", by)
     return None
+
+
+def _just_over(anomaly: Anomaly, now: datetime) -> bool:
+    over = anomaly.status.resolved_at
+    return not anomaly.open and over is not None and now - over <= _AWAITED
+
+
+def _led(anomaly: Anomaly, function: str, remediation: Mapping[str, Any]) -> bool:
+    """Tell whether a remediation of the same object was done for this anomaly."""
+    if remediation["spec"].get("function") != function:
+        return False
+    if anomaly.spec.target.kind != "Pod":
+        return True
+    # An eviction names the class that it was for. That of a pod that crashed says nothing of its anomalies.
+    intent = (remediation.get("status") or {}).get("intent") or {}
+    return bool((intent.get("prior") or {}).get("anomaly") == anomaly.spec.class_)
 
 
 def _after(body: Mapping[str, Any], anomaly: Anomaly) -> bool:

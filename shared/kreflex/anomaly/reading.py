@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ _MOST_SAMPLES = 11_000
 _MOST_POINTS = 500_000
 # These bytes are no part of a label: there the quotes would be escaped.
 _METRIC, _VALUES = b'{"metric":', b',"values":[['
+_LABEL, _ESCAPED = re.compile(r'([^={,]+)="((?:[^"\\]|\\.)*)"'), re.compile(r"\\(.)")
 # How many series there are is known after the first answer.
 _FIRST_SAMPLES = 30
 
@@ -175,6 +177,15 @@ def tick_of(now: float, step: float) -> float:
 def key_of(labels: Labels) -> str:
     """Name a series by its labels, as people write them."""
     return "{" + ",".join(f'{name}="{_escaped(labels[name])}"' for name in sorted(labels) if name != "__name__") + "}"
+
+
+def labels_of(key: str) -> Labels:
+    """Give the labels of a series by its key."""
+    return {name: _ESCAPED.sub(_plain, text) for name, text in _LABEL.findall(key)}
+
+
+def _plain(found: re.Match[str]) -> str:
+    return "\n" if found[1] == "n" else found[1]
 
 
 def narrowed(query: str, names: Sequence[str], wanted: Iterable[Sequence[str]]) -> str:

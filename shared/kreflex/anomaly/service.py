@@ -23,7 +23,7 @@ from kreflex.anomaly.detector import About, Detector
 from kreflex.anomaly.events import LOOKED, Sink, envelope
 from kreflex.anomaly.feedback import Book, Heard
 from kreflex.anomaly.learning import forget
-from kreflex.anomaly.reading import Samples, tick_of
+from kreflex.anomaly.reading import Samples, labels_of, tick_of
 from kreflex.anomaly.reconciling import Reconciler, Round
 from kreflex.anomaly.scoring import Scored, Windows, factors_of, limits_of, score
 from kreflex.anomaly.states import Due, Knowledge, experiments, in_words, incidents
@@ -252,14 +252,23 @@ class Scorer:
     async def _hear(self, round_: Round) -> None:
         heard = [one for anomaly in round_.known if (one := feedback.heard(anomaly)) is not None and not one.told]
         if _each(_VERDICTS_EACH, round_):
-            of_remediations = [await feedback.heard_of_remediation(one, self._reader) for one in round_.known]
-            heard += [one for one in of_remediations if one is not None]
+            heard += await self._verdicts(round_)
         if not heard:
             return
         heard = [replace(one, groups=_groups(one.anomaly, round_)) for one in heard]
         book = await feedback.apply(self._store, round_.watch, heard, [one.uid for one in round_.known])
         for one in heard:
             await self._note(one, book)
+
+    async def _verdicts(self, round_: Round) -> list[Heard]:
+        led = round_.tick.remediations
+        asked = [
+            await feedback.heard_of_remediation(one, led.get(one.spec.class_, ""), self._reader, round_.now)
+            for one in round_.known
+            # A person has the last word.
+            if one.spec.feedback is None
+        ]
+        return [one for one in asked if one is not None]
 
     async def _note(self, heard: Heard, book: Book) -> None:
         """Write onto an Anomaly what was heard of it, and what became of the thresholds."""
@@ -357,13 +366,11 @@ def place_of(signal: Told) -> Place:
 
 
 def _groups(anomaly: Anomaly, round_: Round) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for seen in anomaly.status.signals:
-        scored = round_.scored.get(seen.name)
-        labels = dict(zip(scored.recent.keys, scored.recent.labels, strict=True)).get(seen.series) if scored else None
-        if labels is not None and round_.watch.spec.siblings:
-            found[seen.series] = round_.watch.siblings(labels)
-    return found
+    """Tell which siblings each of its series has; by its name, for a verdict comes when the series is gone."""
+    if not round_.watch.spec.siblings:
+        return {}
+    named = {one.series: labels_of(one.series) for one in anomaly.status.signals}
+    return {series: round_.watch.siblings(labels) for series, labels in named.items() if labels}
 
 
 def _looked(signal: Told, watch: Watch, seen: Around, open_: Sequence[Anomaly], at: float, model: str) -> JSON:

@@ -64,6 +64,31 @@ def test_a_remediation_that_did_not_help_says_little() -> None:
     assert changed(Book(), [says("doubted")]).factors == {"memory/cart": 1.1}
 
 
+def test_a_remediation_after_which_all_was_well_says_less_than_a_person() -> None:
+    assert changed(Book(), [says("helped")]).factors == {"memory/cart": 0.97}
+
+
+def test_remediations_alone_move_a_threshold_by_little_however_many_there_are() -> None:
+    assert many("helped", 1.0) == 0.8
+    assert many("doubted", 1.0) == 2.0
+    # What people have said beyond that stays.
+    assert (many("helped", 0.6), many("doubted", 3.0)) == (0.6, 3.0)
+
+
+def many(verdict: Verdict, factor: float) -> float:
+    for _ in range(20):
+        factor = moved(factor, verdict, 2)
+    return factor
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [("confirmed", "confirmed"), ("helped", "confirmed"), ("dismissed", "dismissed"), ("doubted", "doubted")],
+)
+def test_the_anomaly_tells_what_was_made_of_it(verdict: Verdict, told: str) -> None:
+    assert says(verdict).feedback == told
+
+
 def test_it_is_bounded_on_both_sides() -> None:
     assert moved(1, "dismissed", 1000) == MOST
     factor = 1.0

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kreflex.anomaly.reading import _Gathered, key_of, tick_of
+from kreflex.anomaly.reading import _Gathered, key_of, labels_of, tick_of
 from kreflex.errors import QueryError
 
 NAN = float("nan")
@@ -83,3 +83,9 @@ def test_what_is_no_answer_is_an_error(content: bytes) -> None:
 
 def test_all_look_at_the_same_moments() -> None:
     assert [tick_of(now, 60) for now in (120, 179.9, 180)] == [120, 120, 180]
+
+
+@pytest.mark.parametrize("value", ["cart", 'a="b",c="d"', "\\n", "\n", "", "ü,}"])
+def test_a_key_tells_the_labels_of_its_series(value: str) -> None:
+    labels = {"pod": value, "namespace": "shop", "service.name": "cart"}
+    assert labels_of(key_of(labels)) == labels
