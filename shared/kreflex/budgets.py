@@ -150,8 +150,10 @@ async def _shares(slo: Slo, metrics: Metrics) -> Mapping[tuple[str, ...], _Share
 
 
 def _complete(slo: Slo, found: Mapping[tuple[str, ...], _Shares]) -> bool:
-    wanted = {prom_duration(one) for one in (*windows(slo.alarms), slo.window)}
-    return any(wanted <= shares.keys() for shares in found.values())
+    wanted, whole = {prom_duration(one) for one in windows(slo.alarms)}, prom_duration(slo.window)
+    # Sloth records the mean of all its 5 minutes, which is no number for 30 days if in one of them there was no event
+    # (https://github.com/slok/sloth/blob/main/internal/plugin/slo/core/sli_rules_v1/plugin.go).
+    return any(wanted <= shares.keys() and not math.isnan(shares.get(whole, math.nan)) for shares in found.values())
 
 
 async def _asked(slo: Slo, metrics: Metrics, asked: Mapping[timedelta, str]) -> Mapping[tuple[str, ...], _Shares]:
@@ -168,31 +170,40 @@ async def _asked(slo: Slo, metrics: Metrics, asked: Mapping[timedelta, str]) -> 
 
 def judge(slo: Slo, found: Mapping[tuple[str, ...], _Shares], least: float = LEAST) -> Budget:
     """Tell the budget from the shares of failed events by group and window; the worst group counts."""
-    shortest = prom_duration(windows(slo.alarms)[0])
-    if not any(shortest in shares for shares in found.values()):
-        return unknown(f"{slo}: Prometheus has no data of the last {shortest}: is it still measured?", least)
+    wanted = [prom_duration(one) for one in windows(slo.alarms)]
+    missing = next((one for one in wanted if not any(one in shares for shares in found.values())), None)
+    if missing is not None:
+        return unknown(f"{slo}: Prometheus has no data of the last {missing}: is it still measured?", least)
     whole = prom_duration(slo.window)
-    # A group that nobody asks for any more says nothing of the others.
-    counted = {group: shares for group, shares in found.items() if not math.isnan(shares.get(whole, math.nan))}
+    # A group that nobody asks for any more says nothing of the others; one that is new may burn already.
+    counted = {
+        group: shares
+        for group, shares in found.items()
+        if not math.isnan(shares.get(whole, math.nan)) or _alarm(slo, shares)
+    }
     return worst(_judged(slo, group, shares, least) for group, shares in (counted or found).items())
 
 
 def _judged(slo: Slo, group: tuple[str, ...], shares: _Shares, least: float) -> Budget:
     which = ", ".join(f"{name}={value}" for name, value in zip(slo.grouping, group, strict=True))
     whose, whole = f"{slo} ({which})" if which else str(slo), prom_duration(slo.window)
-    failed = shares.get(whole, math.nan)
+    failed, alarm = shares.get(whole, math.nan), _alarm(slo, shares)
+    burns = f"{_burn(alarm, slo, shares)}; " if alarm else ""
     if math.isnan(failed):
-        return unknown(f"{whose}: there were no events within {whole}, or Prometheus does not have them", least)
+        return unknown(f"{whose}: {burns}there were no events within {whole}, or Prometheus does not have them", least)
     if failed < -_INEXACT:
         return unknown(f"{whose}: the share of its events that failed is {failed:.4g}: mend its query", least)
     left = min(1.0, 1 - failed / slo.allowed)
+    severity: Burning = alarm.severity if alarm else "none"
     remains = f"{left:.0%} of the error budget of {whole} is left"
-    alarm = next((one for one in slo.alarms if _burns(one, slo, shares)), None)
     if left < least:
-        return Budget(left, alarm.severity if alarm else "none", f"{whose}: {remains}, below {least:.0%}", least)
-    if alarm is None:
-        return Budget(left, "none", f"{whose}: {remains}", least)
-    return Budget(left, alarm.severity, f"{whose}: {_burn(alarm, slo, shares)}; {remains}", least)
+        return Budget(left, severity, f"{whose}: {remains}, below {least:.0%}", least)
+    return Budget(left, severity, f"{whose}: {burns}{remains}", least)
+
+
+def _alarm(slo: Slo, shares: _Shares) -> Alarm | None:
+    """Find the worst alert that is on."""
+    return next((one for one in slo.alarms if _burns(one, slo, shares)), None)
 
 
 def _burns(alarm: Alarm, slo: Slo, shares: _Shares) -> bool:

@@ -68,9 +68,12 @@ def _scaled(severity: Severity, long: timedelta, short: timedelta, share: float,
 
 
 def pyrra(window: timedelta) -> tuple[Alarm, ...]:
-    """Give the alerts that Pyrra makes for an SLO's window."""
+    """Give the alerts that Pyrra makes for an SLO's window.
+
+    Of a day it makes rules over no time at all, which tell nothing: there it is five minutes.
+    """
     return tuple(
-        Alarm(severity, _minutes(window * long), _minutes(window * short), factor)
+        Alarm(severity, _minutes(window * long) or _SHORTEST, _minutes(window * short) or _SHORTEST, factor)
         for severity, long, short, factor in _PYRRA
     )
 

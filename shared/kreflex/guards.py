@@ -317,9 +317,14 @@ class BudgetLeft:
         for policy, spec in case.policy.specs:
             asked = spec.limits.error_budget
             lacks = await self._lacks(asked, case) if asked is not None else None
-            if lacks is not None:
-                because = f"{lacks} ({policy.key}): a person decides"
-                return _awaiting(case, "ErrorBudget" if missing[0] == APPROVAL else missing[0], because)
+            if lacks is None:
+                continue
+            if case.policy.mode == "DryRun":
+                # Nobody's yes would let it happen.
+                because = f"dry run ({case.policy.reason}): {lacks} ({policy.key}): a person would be asked"
+                return Refusal(self.name, because, case.now + RECHECK)
+            because = f"{lacks} ({policy.key}): a person decides"
+            return _awaiting(case, self.name if missing[0] == APPROVAL else missing[0], because)
         return None
 
     async def _lacks(self, asked: ErrorBudget, case: Case) -> str | None:

@@ -55,15 +55,18 @@ class Metrics:
 
     async def scalar(self, query: str) -> float | None:
         """Evaluate a query that yields one number; None when there is no series."""
-        answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS), series_in)
-        return _one_number(query, answer.found)
+        return _one_number(query, await self._now(query))
 
     async def vector(self, query: str) -> list[tuple[dict[str, str], float]]:
         """Evaluate a query that yields several series now: the labels of each and its number, which may be NaN."""
+        return _numbers(query, await self._now(query))
+
+    async def _now(self, query: str) -> list[dict[str, Any]]:
+        """Ask for all of it: of a part nobody can tell what the rest would have said."""
         answer = await self._ask(query, lambda client: client.custom_query(query, timeout=_TIMEOUT_SECONDS), series_in)
         if answer.partial:
             raise UnavailableError(f"{query!r} was answered in part: {', '.join(answer.warnings) or 'no reason given'}")
-        return _numbers(query, answer.found)
+        return answer.found
 
     async def instant(self, query: str, at: float, read: Callable[[bytes], T]) -> Answer[T]:
         """Evaluate a query that yields many series, at a time; `read` reads the answer, in a thread."""

@@ -34,6 +34,15 @@ _OPERATORS = {"lte": "<=", "lt": "<", "gte": ">=", "gt": ">"}
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 _SELECTOR = re.compile(rf"\s*([a-zA-Z_:][\w:]*)?\s*(\{{(?:[^{{}}\"']|{_QUOTED})*\}})?\s*")
 _EQUAL = re.compile(rf"([a-zA-Z_]\w*)\s*=\s*({_QUOTED})")
+_SUMMED = re.compile(r"\s*sum\s*\((.*)\)\s*", re.DOTALL)
+# What Prometheus' clients call counters (https://prometheus.io/docs/practices/naming/#metric-names).
+_COUNTERS = ("_total", "_count", "_bucket", "_sum")
+_METRICS = ("good", "bad", "total", "raw")
+_WHOLE = re.compile(r"\ble\s*=\s*([\"'])(\d+)\1")
+_LATENCY = re.compile(r"((?:\d+[smhdwy])*)(?:(\d+)ms)?")
+
+# Objects that others name: by kind, namespace and name.
+Named = Mapping[tuple[str, str, str], JSON]
 
 
 class BadSloError(KreflexError):
@@ -110,12 +119,13 @@ def _good_of(good: str, total: str) -> str:
 # OpenSLO
 
 
-def openslo(blank: Slo, body: JSON, indicators: Mapping[tuple[str, str], JSON]) -> Iterable[Slo]:
+def openslo(blank: Slo, body: JSON, named: Named) -> Iterable[Slo]:
     """Read an SLO of OpenSLO; with several objectives each is an SLO of its own, `name-0`, `name-1`."""
     spec = body["spec"]
     if spec.get("budgetingMethod", "Occurrences") != "Occurrences":
         raise BadSloError(f"budgetingMethod {spec['budgetingMethod']} is not read: only Occurrences")
-    window, indicator = _openslo_window(spec), _openslo_indicator(spec, indicators, blank.namespace)
+    window, indicator = _openslo_window(spec), _openslo_indicator(spec, named, blank.namespace)
+    _from_prometheus(indicator, named, blank.namespace)
     for number, objective in enumerate(spec["objectives"]):
         if "indicator" in objective or "indicatorRef" in objective:
             raise BadSloError("composite SLOs are not read: make an SLO of each objective")
@@ -144,29 +154,53 @@ def _openslo_window(spec: JSON) -> timedelta:
     return read_duration(text)
 
 
-def _openslo_indicator(spec: JSON, indicators: Mapping[tuple[str, str], JSON], namespace: str) -> JSON:
+def _openslo_indicator(spec: JSON, named: Named, namespace: str) -> JSON:
     if "indicator" in spec:
         return dict(spec["indicator"]["spec"])
     name = str(spec.get("indicatorRef", ""))
-    body = indicators.get((namespace, name))
+    body = _called(named, "SLI", namespace, name)
     if body is None:
         raise BadSloError(f"indicatorRef: there is no SLI {namespace}/{name}")
     return dict(body["spec"])
 
 
+def _called(named: Named, kind: str, namespace: str, name: str) -> JSON | None:
+    """Find what an SLO names: in its namespace, or in none, for OpenSLO itself knows no namespaces."""
+    return named.get((kind, namespace, name)) or named.get((kind, "", name))
+
+
+def _from_prometheus(indicator: JSON, named: Named, namespace: str) -> None:
+    """See that Prometheus is asked; a source without a type has that of the DataSource that it names."""
+    ratio = indicator.get("ratioMetric") or {}
+    for metric in (indicator.get("thresholdMetric"), *(ratio.get(part) for part in _METRICS)):
+        source = metric["metricSource"] if metric else {}
+        kind, ref = source.get("type"), source.get("metricSourceRef")
+        if kind is None and ref is not None:
+            known = _called(named, "DataSource", namespace, str(ref))
+            if known is None:
+                raise BadSloError(f"metricSource has no type, and there is no DataSource {ref}: write type: Prometheus")
+            kind = known["spec"]["type"]
+        if str(kind or "Prometheus").lower() != "prometheus":
+            raise BadSloError(f"metricSource of type {kind} is not read: only Prometheus")
+
+
 def _openslo_target(objective: JSON) -> float:
     if "target" in objective:
         return _share(objective["target"], "target", percent=False)
-    return _share(objective["targetPercent"], "targetPercent")
+    if "targetPercent" in objective:
+        return _share(objective["targetPercent"], "targetPercent")
+    raise BadSloError("an objective has neither target nor targetPercent")
 
 
 def _openslo_errors(indicator: JSON, objective: JSON) -> str:
     if "thresholdMetric" in indicator:
         sign, query = _OPERATORS[objective["op"]], _query(indicator["thresholdMetric"])
-        return f"(avg(1 - avg_over_time((({query}) {sign} bool {float(objective['value'])})[{WINDOW}:1m])))"
+        if windowed(query):
+            raise BadSloError(f"thresholdMetric is asked each minute: write a time for {WINDOW}, such as 5m")
+        return f"(avg(1 - avg_over_time(({_known(query)} {sign} bool {float(objective['value'])})[{WINDOW}:1m])))"
     ratio = indicator["ratioMetric"]
     if "raw" in ratio:
-        mean = f"avg(avg_over_time({_plain(_query(ratio['raw']))}[{WINDOW}]))"
+        mean = _raw(_query(ratio["raw"]))
         return {"success": f"(1 - {mean})", "failure": mean}[ratio["rawType"]]
     total = _events(ratio["total"], ratio)
     return (
@@ -176,11 +210,17 @@ def _openslo_errors(indicator: JSON, objective: JSON) -> str:
     )
 
 
+def _known(query: str) -> str:
+    """Leave out what is not a number: no events in a minute are neither good nor bad."""
+    return f"(({query}) >= -Inf)"
+
+
+def _raw(query: str) -> str:
+    return f"({query})" if windowed(query) else f"avg(avg_over_time({_known(_plain(query))}[{WINDOW}:1m]))"
+
+
 def _query(metric: JSON) -> str:
-    source = metric["metricSource"]
-    if str(source.get("type", "Prometheus")).lower() != "prometheus":
-        raise BadSloError(f"metricSource of type {source['type']} is not read: only Prometheus")
-    spec = source["spec"]
+    spec = metric["metricSource"]["spec"]
     return str(spec["query"] if "query" in spec else spec["promql"])
 
 
@@ -189,8 +229,13 @@ def _events(metric: JSON, ratio: JSON) -> str:
     query = _query(metric)
     if windowed(query):
         return query
+    # As OpenSLO's own example has it: it is summed in any case.
+    summed = _SUMMED.fullmatch(query)
+    plain = _plain(summed[1] if summed else query)
+    if "counter" not in ratio and plain.partition("{")[0].strip().endswith(_COUNTERS):
+        raise BadSloError(f"ratioMetric.counter is missing, and {plain} is called as counters are: write counter: true")
     # A gauge is the number of events since the sample before.
-    return f"sum({'increase' if ratio.get('counter') else 'sum_over_time'}({_plain(query)}[{WINDOW}]))"
+    return f"sum({'increase' if ratio.get('counter') else 'sum_over_time'}({plain}[{WINDOW}]))"
 
 
 def _plain(query: str) -> str:
@@ -290,8 +335,11 @@ class _Metric:
         return f"{self.base}:burnrate{WINDOW}{{slo={_quoted(slo)}{same}}}" if self.base else ""
 
     def increase(self, window: str, *more: str) -> str:
+        return self.recorded(f"{self.base.removesuffix('_bucket')}:increase{window}", *more)
+
+    def recorded(self, rule: str, *more: str) -> str:
         inside = ",".join(one for one in (self.matchers, *more) if one)
-        return f"{self.base.removesuffix('_bucket')}:increase{window}{{{inside}}}"
+        return f"{rule}{{{inside}}}"
 
 
 def _pyrra_errors(kind: str, indicator: JSON, total: _Metric, summed: str) -> str:
@@ -300,7 +348,10 @@ def _pyrra_errors(kind: str, indicator: JSON, total: _Metric, summed: str) -> st
         case "ratio":
             return _bad_of(f"{summed}(rate({_Metric.of(indicator['errors']['metric'])}[{WINDOW}]))", events)
         case "latency":
-            return _good_of(f"{summed}(rate({_Metric.of(indicator['success']['metric'])}[{WINDOW}]))", events)
+            # Prometheus 3 writes le="1" as le="1.0", and Pyrra asks for both
+            # (https://github.com/pyrra-dev/pyrra/blob/main/slo/prometheus3.go).
+            success = _WHOLE.sub(r'le=~"\2([.]0)?"', str(_Metric.of(indicator["success"]["metric"])))
+            return _good_of(f"{summed}(rate({success}[{WINDOW}]))", events)
         case "latencyNative":
             return f"(1 - histogram_fraction(0, {_seconds(indicator['latency'])}, {events}))"
         case "bool_gauge":
@@ -311,18 +362,26 @@ def _pyrra_errors(kind: str, indicator: JSON, total: _Metric, summed: str) -> st
 
 
 def _seconds(latency: object) -> float:
-    text = str(latency)
-    return int(text[:-2]) / 1000 if re.fullmatch(r"\d+ms", text) else read_duration(text).total_seconds()
+    found = _LATENCY.fullmatch(str(latency))
+    if found is None or not found[0]:
+        raise BadSloError(f"latency must be a duration like 200ms or 1s, not {latency!r}")
+    return (read_duration(found[1]).total_seconds() if found[1] else 0) + int(found[2] or 0) / 1000
 
 
 def _pyrra_record(kind: str, indicator: JSON, total: _Metric, summed: str, name: str, window: str) -> str:
-    """Ask for the whole window as Pyrra's rules have recorded it; of the other kinds they record no ratio."""
-    if not total.base or kind not in {"ratio", "latency"}:
+    """Ask for the whole window as Pyrra's rules have recorded it."""
+    if not total.base:
         return ""
     slo = f"slo={_quoted(name)}"
     if kind == "ratio":
         bad = _Metric.of(indicator["errors"]["metric"])
         return _bad_of(f"{summed}({bad.increase(window, slo)})", f"{summed}({total.increase(window, slo)})")
-    good = _Metric.of(indicator["success"]["metric"])
+    if kind == "bool_gauge":
+        good, every = (total.recorded(f"{total.name}:{part}{window}", slo) for part in ("sum", "count"))
+        return _good_of(f"{summed}({good})", f"{summed}({every})")
     everything = total.increase(window, 'le=""', slo)
-    return _good_of(f"{summed}({good.increase(window, slo)})", f"{summed}({everything})")
+    if kind == "latencyNative":
+        fast = total.increase(window, f'le="{_seconds(indicator["latency"]):.15g}"', slo)
+    else:
+        fast = _Metric.of(indicator["success"]["metric"]).increase(window, slo)
+    return _good_of(f"{summed}({fast})", f"{summed}({everything})")

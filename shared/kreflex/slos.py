@@ -7,13 +7,13 @@ They are read from their custom resources, and from ConfigMaps of Kreflex' own n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 from kreflex.cluster import Reader
 from kreflex.policy import GROUP
 from kreflex.rule import Rule
-from kreflex.sloformats import OPENSLO, PYRRA, SLOTH, WORKLOADS, BadSloError, Slo, openslo, pyrra, sloth
+from kreflex.sloformats import OPENSLO, PYRRA, SLOTH, WORKLOADS, BadSloError, Named, Slo, openslo, pyrra, sloth
 from kreflex.views import JSON
 
 # On a workload: the SLO that it is part of, or several with commas between, each as NAME or NAMESPACE/NAME.
@@ -26,6 +26,8 @@ _LISTS = (
     (SLOTH, "PrometheusServiceLevel", "prometheusservicelevels"),
     (PYRRA, "ServiceLevelObjective", "servicelevelobjectives"),
 )
+# Among documents only: it tells of what type a source is, where an SLO does not say it itself.
+_SOURCE = (OPENSLO, "DataSource")
 RBAC = (
     *(Rule(api.partition("/")[0], plural, "list") for api, _, plural in _LISTS),
     Rule("", "configmaps", "list", "home"),
@@ -38,28 +40,26 @@ def read_slos(bodies: Iterable[JSON]) -> tuple[Slo, ...]:
     One that can't be read is there all the same, and says why: who depends on it must not run as if it were not.
     """
     known = list(bodies)
-    indicators = {
-        (_namespace(body), body["metadata"].get("name", "")): body for body in known if body.get("kind") == "SLI"
-    }
-    return tuple(slo for body in known for slo in _read(body, indicators))
+    named = {(str(body.get("kind")), _namespace(body), str(body["metadata"].get("name", ""))): body for body in known}
+    return tuple(slo for body in known for slo in _read(body, named))
 
 
 def is_slo(body: object) -> bool:
-    """Tell whether a document is of one of the kinds that are read, or an SLI that one of them names."""
+    """Tell whether a document is of one of the kinds that are read, or an SLI or DataSource that one of them names."""
     if not isinstance(body, dict) or not isinstance(body.get("metadata"), dict):
         return False
     # So the specification has it (https://github.com/OpenSLO/OpenSLO#general-schema), but it names no group.
     api = {"openslo/v1": OPENSLO}.get(str(body.get("apiVersion")), body.get("apiVersion"))
-    return (api, body.get("kind")) in {(version, kind) for version, kind, _ in _LISTS}
+    return (api, body.get("kind")) in {_SOURCE, *((version, kind) for version, kind, _ in _LISTS)}
 
 
-def _read(body: JSON, indicators: Mapping[tuple[str, str], JSON]) -> Iterable[Slo]:
+def _read(body: JSON, named: Named) -> Iterable[Slo]:
     name, kind = str(body["metadata"].get("name", "")), str(body["kind"])
     blank = Slo(_namespace(body), name, name, kind, broken=_unusable(body))
-    if kind == "SLI":
+    if kind in {"SLI", "DataSource"}:
         return ()
     try:
-        return (blank,) if blank.broken else tuple(_found(replace(blank, workloads=_selector(body)), body, indicators))
+        return (blank,) if blank.broken else tuple(_found(replace(blank, workloads=_selector(body)), body, named))
     except BadSloError as error:
         return (replace(blank, broken=str(error)),)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
@@ -71,9 +71,9 @@ def _unusable(body: JSON) -> str:
     return str(body.get("broken", nowhere))
 
 
-def _found(blank: Slo, body: JSON, indicators: Mapping[tuple[str, str], JSON]) -> Iterable[Slo]:
+def _found(blank: Slo, body: JSON, named: Named) -> Iterable[Slo]:
     if blank.kind == "SLO":
-        return openslo(blank, body, indicators)
+        return openslo(blank, body, named)
     return sloth(blank, body) if blank.kind == "PrometheusServiceLevel" else pyrra(blank, body)
 
 

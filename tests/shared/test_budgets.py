@@ -103,6 +103,12 @@ def test_what_is_not_measured_any_more_is_unknown() -> None:
     assert (budget.state, budget.healthy, budget.must_stop) == ("Unknown", False, True)
 
 
+def test_a_window_that_is_not_recorded_is_unknown_and_no_calm() -> None:
+    shares = {window: share for window, share in QUIET.items() if window != "1h"}
+    because = "SLO shop/cart: Prometheus has no data of the last 1h: is it still measured?"
+    assert judge(SLO, {(): shares}) == Budget(None, "none", because)
+
+
 def test_without_any_events_nobody_can_tell() -> None:
     because = "SLO shop/cart: there were no events within 30d, or Prometheus does not have them"
     assert judged(w30d=NAN) == Budget(None, "none", because)
@@ -124,6 +130,18 @@ def test_the_worst_group_counts_and_is_named_and_a_group_without_events_does_not
     assert judge(grouped, groups).why == (
         "SLO shop/cart (job=cart, path=/pay): 10% of the error budget of 30d is left, below 20%"
     )
+
+
+def test_a_new_group_that_burns_is_not_passed_over() -> None:
+    grouped = replace(SLO, grouping=("path",))
+    budget = judge(grouped, {("/",): QUIET, ("/new",): {"5m": 0.5, "1h": 0.5}})
+    assert budget == Budget(
+        None,
+        "none",
+        "SLO shop/cart (path=/new): it burns 500.0 times too fast over 1h and 5m, more than 14.4 (page);"
+        " there were no events within 30d, or Prometheus does not have them",
+    )
+    assert judge(grouped, {("/",): QUIET, ("/new",): {"5m": 0.0}}).state == "Healthy"
 
 
 def test_what_stops_most_is_the_worst() -> None:
@@ -153,9 +171,16 @@ async def test_what_is_behind_is_asked_if_not_all_is_recorded() -> None:
 
 
 async def test_of_a_plug_in_only_what_is_recorded_is_known() -> None:
-    metrics = Answers(r={"5m": 0.0, "30d": 0.0005})
+    metrics = Answers(r={**QUIET, "30d": 0.0005})
     assert (await measure(replace(SLO, errors=""), metrics)).left == pytest.approx(0.5)
     assert len(metrics.queries) == 1
+
+
+async def test_what_is_recorded_as_no_number_is_counted_anew() -> None:
+    # As Sloth's rules have it for 30 days of a service that nobody asked for five minutes.
+    metrics = Answers(r={**QUIET, "30d": NAN}, e=QUIET)
+    assert (await measure(SLO, metrics)).left == pytest.approx(0.8)
+    assert (await measure(SLO, Answers(r={**QUIET, "30d": NAN}, e={**QUIET, "30d": NAN}))).state == "Unknown"
 
 
 async def test_a_prometheus_that_does_not_answer_leaves_it_unknown() -> None:

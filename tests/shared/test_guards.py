@@ -314,6 +314,15 @@ async def test_a_person_decides_what_is_risky_while_the_budget_is_spent(metrics:
     assert refusal == Refusal("ErrorBudget", because, NOW + RECHECK, "awaiting-approval", action.plan_hash())
 
 
+async def test_nobody_is_asked_to_approve_what_a_dry_run_would_not_do() -> None:
+    dry = a_policy(mode="DryRun", limits={"errorBudget": {"query": "budget"}})
+    refusal = await BudgetLeft(CannedMetrics(0.1), NO_SLOS).refuses(a_case(dry, action=an_eviction(**SERVES)))
+    because = (
+        "dry run (ClusterRemediationPolicy all): the error budget left is 10%, below 20% (all): a person would be asked"
+    )
+    assert refusal == Refusal("ErrorBudget", because, NOW + RECHECK)
+
+
 async def test_enough_budget_lets_pass() -> None:
     assert await refused(BudgetLeft(CannedMetrics(0.2), NO_SLOS), a_case(BUDGET, action=an_eviction(**SERVES))) is None
 

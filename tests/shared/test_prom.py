@@ -116,6 +116,14 @@ async def test_a_partial_answer_is_told(text: str, warnings: tuple[str, ...], pa
         assert await Metrics(url).instant("q", 1.0, series_in) == Answer([], warnings, partial)
 
 
+async def test_who_needs_all_of_it_does_not_take_a_part() -> None:
+    whole = VICTORIA.replace('"result":[]', '"result":[{"metric":{},"value":[1,"0.9"]}]')
+    async with a_server(whole) as (url, _):
+        for ask in (Metrics(url).scalar, Metrics(url).vector):
+            with pytest.raises(UnavailableError, match="'q' was answered in part: no reason given"):
+                await ask("q")
+
+
 async def test_who_asks_is_told_in_each_request(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("first\n")

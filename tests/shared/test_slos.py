@@ -101,10 +101,21 @@ def test_openslo_s_counters_are_read() -> None:
             ratio(good=prometheus("sum(rate(good[{{.window}}]))"), total=prometheus("sum(rate(all[{{ .window }}]))")),
             "(1 - (sum(rate(good[5m]))) / (sum(rate(all[5m]))))",
         ),
-        (ratio(raw=prometheus("failed:ratio"), rawType="failure"), "avg(avg_over_time(failed:ratio[5m]))"),
-        (ratio(raw=prometheus("ok:ratio"), rawType="success"), "(1 - avg(avg_over_time(ok:ratio[5m])))"),
+        (
+            ratio(good=prometheus('sum(good{a="b"})'), total=prometheus("all")),
+            '(1 - (sum(increase(good{a="b"}[5m]))) / (sum(increase(all[5m]))))',
+        ),
+        (
+            ratio(raw=prometheus("failed:ratio"), rawType="failure"),
+            "avg(avg_over_time(((failed:ratio) >= -Inf)[5m:1m]))",
+        ),
+        (
+            ratio(raw=prometheus("ok:ratio"), rawType="success"),
+            "(1 - avg(avg_over_time(((ok:ratio) >= -Inf)[5m:1m])))",
+        ),
+        (ratio(raw=prometheus("1 - ok[{{.window}}]"), rawType="failure"), "(1 - ok[5m])"),
     ],
-    ids=["good", "gauge", "windowed", "raw failure", "raw success"],
+    ids=["good", "gauge", "windowed", "summed", "raw failure", "raw success", "raw windowed"],
 )
 def test_openslo_s_other_ratios_are_read(indicator: JSON, errors: str) -> None:
     assert over(the(openslo(indicator)).errors, 5 * MINUTE) == errors
@@ -114,7 +125,20 @@ def test_openslo_s_thresholds_are_shares_of_time() -> None:
     slo = the(
         openslo({"thresholdMetric": prometheus("latency")}, objectives=[{"op": "lte", "value": 0.2, "target": 0.99}])
     )
-    assert over(slo.errors, 5 * MINUTE) == "(avg(1 - avg_over_time(((latency) <= bool 0.2)[5m:1m])))"
+    assert over(slo.errors, 5 * MINUTE) == "(avg(1 - avg_over_time((((latency) >= -Inf) <= bool 0.2)[5m:1m])))"
+
+
+def test_a_source_without_a_type_has_that_of_its_data_source() -> None:
+    metric = {"metricSource": {"metricSourceRef": "ours", "spec": {"query": "m"}}}
+    body = openslo({"ratioMetric": {"raw": metric, "rawType": "failure"}})
+    # OpenSLO itself knows no namespaces.
+    source = {"apiVersion": "openslo/v1", "kind": "DataSource", "metadata": {"name": "ours"}}
+    assert is_slo(source)
+    assert the(body, {**source, "spec": {"type": "Prometheus"}}).broken == ""
+    assert the(body, {**source, "spec": {"type": "Datadog"}}).broken == (
+        "metricSource of type Datadog is not read: only Prometheus"
+    )
+    assert the(body).broken == "metricSource has no type, and there is no DataSource ours: write type: Prometheus"
 
 
 def test_each_objective_is_an_slo_of_its_own() -> None:
@@ -134,6 +158,7 @@ def test_an_indicator_may_be_an_object_of_its_own() -> None:
         "spec": ratio(bad=prometheus(BAD), total=prometheus(ALL)),
     }
     assert the(openslo()).errors == the(_refers("requests"), sli).errors
+    assert the(_refers("requests"), {**sli, "metadata": {"name": "requests"}}).broken == ""
     assert the(_refers("others"), sli).broken == "indicatorRef: there is no SLI shop/others"
 
 
@@ -179,7 +204,18 @@ def _refers(name: str) -> JSON:
             openslo(ratio(bad={"metricSource": {"type": "Datadog", "spec": {}}}, total=prometheus("b"))),
             "metricSource of type Datadog is not read: only Prometheus",
         ),
+        (
+            openslo({"ratioMetric": {"bad": prometheus("a"), "total": prometheus('b_total{c="d"}')}}),
+            """ratioMetric.counter is missing, and b_total{c="d"} is called as counters are: write counter: true""",
+        ),
+        (
+            openslo(
+                {"thresholdMetric": prometheus("a[{{.window}}]")}, objectives=[{"op": "lt", "value": 1, "target": 0.9}]
+            ),
+            "thresholdMetric is asked each minute: write a time for {{.window}}, such as 5m",
+        ),
         (openslo(annotations={"kreflex.dev/workloads": "cart"}), "annotation kreflex.dev/workloads must be labels"),
+        (openslo(objectives=[{"value": 1}]), "an objective has neither target nor targetPercent"),
         (openslo(objectives=None), "its spec is not as a SLO has it: KeyError('objectives')"),
         (openslo(timeWindow=[{"duration": f"{10**12}M"}]), "its spec is not as a SLO has it: OverflowError"),
     ],
@@ -272,18 +308,19 @@ def test_pyrra_s_groups_are_kept_apart() -> None:
     [
         (
             {"latency": {"success": {"metric": 'd_bucket{le="1"}'}, "total": {"metric": "d_count"}}},
-            '(1 - (sum(rate(d_bucket{le="1"}[1h]))) / (sum(rate(d_count{}[1h]))))',
+            # As it is called before Prometheus 3, and since.
+            '(1 - (sum(rate(d_bucket{le=~"1([.]0)?"}[1h]))) / (sum(rate(d_count{}[1h]))))',
             '(1 - (sum(d:increase4w{le="1",slo="api-errors"})) / (sum(d:increase4w{le="",slo="api-errors"})))',
         ),
         (
             {"latencyNative": {"latency": "200ms", "total": {"metric": "d"}}},
             "(1 - histogram_fraction(0, 0.2, sum(rate(d{}[1h]))))",
-            "",
+            '(1 - (sum(d:increase4w{le="0.2",slo="api-errors"})) / (sum(d:increase4w{le="",slo="api-errors"})))',
         ),
         (
             {"bool_gauge": {"metric": 'up{job="cart"}'}},
             '(1 - (sum(sum_over_time(up{job="cart"}[1h]))) / (sum(count_over_time(up{job="cart"}[1h]))))',
-            "",
+            '(1 - (sum(up:sum4w{job="cart",slo="api-errors"})) / (sum(up:count4w{job="cart",slo="api-errors"})))',
         ),
     ],
     ids=["latency", "native", "gauge"],
@@ -293,7 +330,15 @@ def test_pyrra_s_other_indicators_are_read(indicator: JSON, errors: str, record:
     assert (over(slo.errors, HOUR), slo.record) == (errors, record)
 
 
+@pytest.mark.parametrize(("latency", "seconds"), [("200ms", "0.2"), ("1s", "1.0"), ("1s500ms", "1.5")])
+def test_pyrra_s_latencies_are_durations(latency: str, seconds: str) -> None:
+    slo = the(pyrra_slo({"latencyNative": {"latency": latency, "total": {"metric": "d"}}}))
+    assert f"histogram_fraction(0, {seconds}, " in slo.errors
+
+
 def test_what_pyrra_would_not_take_is_broken() -> None:
+    native = {"latencyNative": {"latency": "soon", "total": {"metric": "d"}}}
+    assert the(pyrra_slo(native)).broken == "latency must be a duration like 200ms or 1s, not 'soon'"
     assert "must be above 0 and below 100" in the(pyrra_slo({"bool_gauge": {"metric": "up"}}, target="100")).broken
     assert "is not known" in the(pyrra_slo({"rate": {"total": {"metric": "up"}}})).broken
     assert "must be a metric with its labels" in the(pyrra_slo({"bool_gauge": {"metric": "a + b"}})).broken
@@ -337,6 +382,8 @@ def test_pyrra_s_windows_are_its_own() -> None:
         Alarm("ticket", 4 * DAY, 6 * HOUR, 1),
     )
     assert windows(pyrra(28 * DAY))[0] == 5 * MINUTE
+    # Of a day its shortest window would be eleven seconds, which it rounds to none.
+    assert pyrra(DAY)[0] == Alarm("page", 2 * MINUTE, 5 * MINUTE, 14)
 
 
 @pytest.mark.parametrize(
