@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench import rig
+from bench.canary_scenarios import CANARY_SCENARIOS
 from bench.git_scenarios import GIT_SCENARIOS
 from bench.helm_scenarios import HELM_SCENARIOS
 from bench.mishaps import LEDGER, MISHAPS, Mishap, patiently
@@ -599,8 +600,8 @@ async def measure(size: int = 0, only: str = "", *, strikes: bool = False) -> di
     return {**whole, "seconds": round(time.monotonic() - begun), "holds": holds}
 
 
-LONG = (*NODE_SCENARIOS, *RELEASE_SCENARIOS, *GIT_SCENARIOS, *HELM_SCENARIOS)
-VARIANTS = (*NODE_SCENARIOS[1:], *RELEASE_SCENARIOS[1:], *GIT_SCENARIOS, *HELM_SCENARIOS)
+LONG = (*NODE_SCENARIOS, *RELEASE_SCENARIOS, *GIT_SCENARIOS, *HELM_SCENARIOS, *CANARY_SCENARIOS)
+VARIANTS = (*NODE_SCENARIOS[1:], *RELEASE_SCENARIOS[1:], *GIT_SCENARIOS, *HELM_SCENARIOS, *CANARY_SCENARIOS)
 
 
 def _cases(calm: Course, *, strikes: bool) -> list[Case]:

@@ -25,13 +25,14 @@ from lab.cluster import ControlPlane
 # As many as fall ill in one case: three blows, and once more without any.
 COUNT = 4
 ME = git.Account("kreflex", "secret")
-_LOGIN = "git-rollback"
-_SOURCE, _FILE = "source", "apps/shop.yaml"
-_MADE, _OPENED = 120.0, 240.0
+_LOGIN = "git-login"
+# Under which key of a workload stands where it comes from.
+SOURCE, _FILE = "source", "apps/shop.yaml"
+MADE, _OPENED = 120.0, 240.0
 # git's work has to fit into an attempt, which keeps three seconds for itself.
-_ACT_WITHIN = 20.0
-_SKIPPED = {"metadata": {"annotations": {argo_cd.SKIP: "true"}}}
-_FOLLOWED = {"metadata": {"annotations": {argo_cd.SKIP: None}}}
+ACT_WITHIN = 20.0
+SKIPPED = {"metadata": {"annotations": {argo_cd.SKIP: "true"}}}
+FOLLOWED = {"metadata": {"annotations": {argo_cd.SKIP: None}}}
 _RECORD = "Kreflex-Record:"
 
 
@@ -63,33 +64,44 @@ def shops(**of_git: str) -> Any:
     """Make workloads that are well, each from a repository, with a policy that says this of Git."""
 
     async def make(on: Stage, where: str) -> list[Json]:
-        assert on.forge is not None, "the Git server does not run"
-        rules = {"secret": _LOGIN, "repositories": [on.forge.server.url], "within": "60s", **of_git}
-        if "forge" in rules:
-            rules["api"] = on.forge.server.url
-        own = {"proof": "1s", "proveWithin": "2m", "releases": {**RELEASES, "git": rules}}
-        await rig.set_policy(on.plane, where, {"maxInFlight": 1}, functions=[FUNCTION], **own)
-        names = [f"{where}-{number}" for number in range(COUNT)]
-        sources = [await _follow(on, where, name) for name in names]
-        await eventually(lambda: running(on.plane, where, names), f"the shops of {where}", _MADE, 0.5)
+        await set_policy(on, where, FUNCTION, RELEASES, **of_git)
+        names = names_of(where)
+        sources = [await follow(on, where, name, _files(where, name, GOOD)) for name in names]
+        await eventually(lambda: running(on.plane, where, names), f"the shops of {where}", MADE, 0.5)
         for name in names:
             # Each look at a repository costs git's time: only what is played is looked at.
-            await on.plane.api.patch(f"{argo_cd.APPLICATIONS}/{name}", _SKIPPED)
+            await on.plane.api.patch(f"{argo_cd.APPLICATIONS}/{name}", SKIPPED)
         return [await _thing(on.plane, where, name, source) for name, source in zip(names, sources, strict=True)]
 
     return make
 
 
-async def _follow(on: Stage, where: str, name: str) -> Source:
-    assert on.forge is not None
-    repository = await on.forge.server.make(f"team/{name}", _files(where, name, GOOD))
+def names_of(where: str) -> list[str]:
+    """Name the workloads of a case, each as what brings it."""
+    return [f"{where}-{number}" for number in range(COUNT)]
+
+
+async def set_policy(on: Stage, where: str, function: str, releases: Json, **of_git: str) -> None:
+    """Let a function work in a namespace, and say this of Git."""
+    assert on.forge is not None, "the Git server does not run"
+    rules = {"secret": _LOGIN, "repositories": [on.forge.server.url], "within": "60s", **of_git}
+    if "forge" in rules:
+        rules["api"] = on.forge.server.url
+    own = {"proof": "1s", "proveWithin": "2m", "releases": {**releases, "git": rules}}
+    await rig.set_policy(on.plane, where, {"maxInFlight": 1}, functions=[function], **own)
+
+
+async def follow(on: Stage, where: str, name: str, files: dict[str, str | None]) -> Source:
+    """Bring a namespace what is in the files of a new repository."""
+    assert on.forge is not None, "the Git server does not run"
+    repository = await on.forge.server.make(f"team/{name}", files)
     await argo_cd.follow(on.plane, where, name, repository, ME, "apps")
     return Source(repository, on.forge)
 
 
 async def _thing(plane: ControlPlane, where: str, name: str, source: Source) -> Json:
     found = await plane.api.get(f"/apis/apps/v1/namespaces/{where}/deployments/{name}")
-    return {**found, "kind": "Deployment", _SOURCE: source}
+    return {**found, "kind": "Deployment", SOURCE: source}
 
 
 def _files(where: str, name: str, tag: str) -> dict[str, str | None]:
@@ -101,19 +113,19 @@ def _files(where: str, name: str, tag: str) -> dict[str, str | None]:
 async def release(plane: ControlPlane, thing: Json) -> Json:
     """A workload whose new version, which came by Git, crashes."""
     name, where = thing["metadata"]["name"], thing["metadata"]["namespace"]
-    await plane.api.patch(f"{argo_cd.APPLICATIONS}/{name}", _FOLLOWED)
-    await thing[_SOURCE].repository.commit(f"Release {BAD}", _files(where, name, BAD))
-    return {**await crashing(plane, thing), _SOURCE: thing[_SOURCE]}
+    await plane.api.patch(f"{argo_cd.APPLICATIONS}/{name}", FOLLOWED)
+    await thing[SOURCE].repository.commit(f"Release {BAD}", _files(where, name, BAD))
+    return {**await crashing(plane, thing), SOURCE: thing[SOURCE]}
 
 
 def announced(thing: Json) -> Event:
     """The event that tells of the workload."""
-    return told({key: value for key, value in thing.items() if key != _SOURCE})
+    return told({key: value for key, value in thing.items() if key != SOURCE})
 
 
 async def taken_back(plane: ControlPlane, where: str, thing: Json) -> str:
     """Git says the good version again, and all of it runs."""
-    name, source = thing["metadata"]["name"], thing[_SOURCE]
+    name, source = thing["metadata"]["name"], thing[SOURCE]
     if {_FILE: await source.repository.file(_FILE)} != _files(where, name, GOOD):
         return "Git does not say the good version"
     return await unwell(plane, where, name)
@@ -121,7 +133,7 @@ async def taken_back(plane: ControlPlane, where: str, thing: Json) -> str:
 
 async def suspended(plane: ControlPlane, where: str, thing: Json) -> str:
     """Git says the bad version, is not listened to, and all of the good one runs."""
-    name, source = thing["metadata"]["name"], thing[_SOURCE]
+    name, source = thing["metadata"]["name"], thing[SOURCE]
     body = await plane.api.get(f"{argo_cd.APPLICATIONS}/{name}")
     if body["spec"]["syncPolicy"]["automated"].get("enabled") is not False:
         return "its sync is not suspended"
@@ -132,7 +144,7 @@ async def suspended(plane: ControlPlane, where: str, thing: Json) -> str:
 
 async def twice_in_git(_: ControlPlane, __: str, thing: Json) -> list[str]:
     """Commits and pull requests: there is one of each, and no branch that nobody asked for."""
-    source, name = thing[_SOURCE], thing["metadata"]["name"]
+    source, name = thing[SOURCE], thing["metadata"]["name"]
     reverts = [one for one in await source.repository.log() if _RECORD in one.message and len(one.parents) == 1]
     branches = [branch for branch in await source.repository.branches() if branch != git.MAIN]
     wrong = f"{len(reverts)} commits of ours are in main of {name}" if len(reverts) != 1 else ""
@@ -143,14 +155,14 @@ async def twice_in_git(_: ControlPlane, __: str, thing: Json) -> list[str]:
 
 async def untouched_git(_: ControlPlane, __: str, thing: Json) -> list[str]:
     """Nothing was pushed at all."""
-    source = thing[_SOURCE]
+    source = thing[SOURCE]
     known = (len(await source.repository.log()), list(await source.repository.branches()), len(source.pulls))
     return [] if known == (2, [git.MAIN], 0) else [f"{known} in the repository of {thing['metadata']['name']}"]
 
 
 async def merge(_: ControlPlane, __: str, thing: Json) -> None:
     """A person merges the pull request as soon as there is one."""
-    source: Source = thing[_SOURCE]
+    source: Source = thing[SOURCE]
 
     async def opened() -> forges.Pull | None:
         return next(iter(source.pulls), None)
@@ -160,8 +172,7 @@ async def merge(_: ControlPlane, __: str, thing: Json) -> None:
 
 async def clear_all(on: Stage, where: str) -> None:
     """Remove the workloads, and what brings them first."""
-    for number in range(COUNT):
-        name = f"{where}-{number}"
+    for name in names_of(where):
         for path in (f"{argo_cd.APPLICATIONS}/{name}", f"/api/v1/namespaces/{argo_cd.NAMESPACE}/secrets/repo-{name}"):
             await rig.remove(on.plane, path)
         await rig.remove(on.plane, f"/apis/apps/v1/namespaces/{where}/deployments/{name}")
@@ -177,7 +188,7 @@ COMMIT = replace(
     healed=taken_back,
     twice=twice_in_git,
     writes=(),
-    act_within=_ACT_WITHIN,
+    act_within=ACT_WITHIN,
     needs=at_work,
     proxied=True,
     clear=clear_all,

@@ -26,9 +26,9 @@ from lab.processes import Child
 
 ACT_WITHIN = 3.0
 ROUND = 1.0
-FUNCTIONS = (rig.FUNCTION, "node-replacer", "rollback")
-# Of a node that was silenced a moment ago.
-_SETTINGS = {"node_replacer": {"SILENT_AFTER": "2s"}}
+FUNCTIONS = (rig.FUNCTION, "node-replacer", "rollback", "canary-aborter")
+# Of a node that was silenced a moment ago, and of an Ingress that nobody serves.
+_SETTINGS = {"node_replacer": {"SILENT_AFTER": "2s"}, "canary_aborter": {"SETTLE": "1s"}}
 # Who goes on waiting for one process would wake none of the others.
 _PATIENCE = 1.0
 _BUILDERS = 3
