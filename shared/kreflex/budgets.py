@@ -142,11 +142,19 @@ async def measure(slo: Slo, metrics: Metrics, least: float = LEAST) -> Budget:
 async def _shares(slo: Slo, metrics: Metrics) -> Mapping[tuple[str, ...], _Shares]:
     """Ask for what is recorded; if not all of it is there, for what it is made of."""
     wanted = windows(slo.alarms)
-    recorded = {one: over(slo.records, one) for one in wanted}
-    found = await _asked(slo, metrics, {**recorded, slo.window: slo.record or over(slo.records, slo.window)})
+    recorded = {one: _recorded(slo, slo.records, one) for one in wanted}
+    whole = _recorded(slo, slo.record or slo.records, slo.window)
+    found = await _asked(slo, metrics, {**recorded, slo.window: whole})
     if slo.errors and not _complete(slo, found):
         found = await _asked(slo, metrics, {one: over(slo.errors, one) for one in (*wanted, slo.window)})
     return found
+
+
+def _recorded(slo: Slo, theirs: str, window: timedelta) -> str:
+    """Ask for what their own rules have recorded, or ours: nobody may run those of Sloth or Pyrra."""
+    if slo.kind == "SLO":
+        return over(theirs, window)
+    return over(f"{theirs} or {slo.ours}" if theirs else slo.ours, window)
 
 
 def _complete(slo: Slo, found: Mapping[tuple[str, ...], _Shares]) -> bool:

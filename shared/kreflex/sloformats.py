@@ -82,6 +82,11 @@ class Slo:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def ours(self) -> str:
+        """Ask for what our own rules have recorded, with the window left open."""
+        return f'{RECORDED}{{slo_namespace={_quoted(self.namespace)},slo={_quoted(self.name)},window="{WINDOW}"}}'
+
+    @property
     def allowed(self) -> float:
         """The share of events that may fail."""
         return 1 - self.objective
@@ -130,16 +135,16 @@ def openslo(blank: Slo, body: JSON, named: Named) -> Iterable[Slo]:
         if "indicator" in objective or "indicatorRef" in objective:
             raise BadSloError("composite SLOs are not read: make an SLO of each objective")
         name = blank.object if len(spec["objectives"]) == 1 else f"{blank.object}-{number}"
-        yield replace(
+        made = replace(
             blank,
             name=name,
             service=str(spec.get("service", "")),
             objective=_openslo_target(objective),
             window=window,
             errors=_openslo_errors(indicator, objective),
-            records=f'{RECORDED}{{slo_namespace={_quoted(blank.namespace)},slo={_quoted(name)},window="{WINDOW}"}}',
             alarms=workbook(window),
         )
+        yield replace(made, records=made.ours)
 
 
 def _openslo_window(spec: JSON) -> timedelta:
@@ -197,7 +202,8 @@ def _openslo_errors(indicator: JSON, objective: JSON) -> str:
         sign, query = _OPERATORS[objective["op"]], _query(indicator["thresholdMetric"])
         if windowed(query):
             raise BadSloError(f"thresholdMetric is asked each minute: write a time for {WINDOW}, such as 5m")
-        return f"(avg(1 - avg_over_time(({_known(query)} {sign} bool {float(objective['value'])})[{WINDOW}:1m])))"
+        good = f"avg_over_time(({_known(query)} {sign} bool {float(objective['value'])})[{WINDOW}:1m])"
+        return f"(avg(1 - {good}) or 0 * avg({query}))"
     ratio = indicator["ratioMetric"]
     if "raw" in ratio:
         mean = _raw(_query(ratio["raw"]))
@@ -211,12 +217,18 @@ def _openslo_errors(indicator: JSON, objective: JSON) -> str:
 
 
 def _known(query: str) -> str:
-    """Leave out what is not a number: no events in a minute are neither good nor bad."""
+    """Leave out what is not a number: no events in a minute are neither good nor bad.
+
+    Where nothing else is left, what there is now tells that from what is not measured any more.
+    """
     return f"(({query}) >= -Inf)"
 
 
 def _raw(query: str) -> str:
-    return f"({query})" if windowed(query) else f"avg(avg_over_time({_known(_plain(query))}[{WINDOW}:1m]))"
+    if windowed(query):
+        return f"({query})"
+    plain = _plain(query)
+    return f"(avg(avg_over_time({_known(plain)}[{WINDOW}:1m])) or avg({plain}))"
 
 
 def _query(metric: JSON) -> str:

@@ -1,6 +1,7 @@
 """Rules for Prometheus: what of an SLO's events failed, recorded over each window, and the alerts of the SRE workbook.
 
-They are for SLOs that nobody else makes rules of: OpenSLO's. Sloth and Pyrra make their own, and those are used.
+They are for SLOs that nobody else makes rules of: OpenSLO's. Sloth and Pyrra make their own, and those are used where
+they run.
 """
 
 from __future__ import annotations
@@ -58,13 +59,13 @@ def _recorded(slo: Slo, name: str, window: str, expression: str) -> JSON:
 
 
 def _left(slo: Slo) -> JSON:
-    recorded = over(slo.records, slo.window)
+    recorded = over(slo.ours, slo.window)
     return {"record": LEFT, "expr": f"max(1 - {recorded} / {slo.allowed:.9g})", "labels": _labels(slo)}
 
 
 def _alert(slo: Slo, alarm: Alarm) -> JSON:
     most = f"{alarm.factor:g} * {slo.allowed:.9g}"
-    long, short = (f"max({over(slo.records, window)}) > {most}" for window in (alarm.long, alarm.short))
+    long, short = (f"max({over(slo.ours, window)}) > {most}" for window in (alarm.long, alarm.short))
     times = f"more than {alarm.factor:g} times as fast as it may over {prom_duration(alarm.long)}"
     return {
         "alert": ALERT,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from kreflex.errors import UnavailableError
 from kreflex.guards import BudgetLeft
 from kreflex.prom import Metrics
 from kreflex.sloformats import Slo
+from kreflex.slorules import groups
 from kreflex.views import JSON
 from kreflex.world import World
 from tests.shared.test_guards import SERVES, a_case, an_eviction, refused
@@ -47,7 +49,7 @@ class Answers(Metrics):
         self.queries.append(query)
         if "down" in self.shares:
             raise UnavailableError("Prometheus did not answer")
-        (known,) = {one.partition("label_replace(")[2][:1] for one in query.split(" or ")}
+        (known,) = set(re.findall(r"label_replace\((.)", query))
         return [({"kreflex_window": window}, share) for window, share in self.shares.get(known, {}).items()]
 
 
@@ -168,6 +170,22 @@ async def test_what_is_behind_is_asked_if_not_all_is_recorded() -> None:
     metrics = Answers(r={"5m": 0.9, "30d": 0.9}, e=QUIET)
     assert (await measure(SLO, metrics)).left == pytest.approx(0.8)
     assert len(metrics.queries) == 2
+
+
+async def test_what_our_rules_record_counts_where_neither_sloth_nor_pyrra_runs() -> None:
+    metrics = Answers(p={"30d": 0.0}, k={"30d": 0.0})
+    for kind, records in (("ServiceLevelObjective", "p{{.window}}"), ("PrometheusServiceLevel", "")):
+        await measure(replace(SLO, kind=kind, records=records, record=records, errors="", alarms=()), metrics)
+    ours = 'kreflex:slo_errors:ratio{slo_namespace="shop",slo="cart",window="30d"}'
+    tag = '"kreflex_window", "30d", "", ""'
+    assert metrics.queries == [f"label_replace(p30d or {ours}, {tag})", f"label_replace({ours}, {tag})"]
+
+
+async def test_the_rules_go_by_what_they_record() -> None:
+    made = [replace(SLO, kind="ServiceLevelObjective", records="p{{.window}}")]
+    rules = [rule["expr"] for group in groups(made) for rule in group["rules"]]
+    assert len(rules) == 13
+    assert not any("p30d" in rule or "p1h" in rule for rule in rules)
 
 
 async def test_of_a_plug_in_only_what_is_recorded_is_known() -> None:

@@ -107,11 +107,11 @@ def test_openslo_s_counters_are_read() -> None:
         ),
         (
             ratio(raw=prometheus("failed:ratio"), rawType="failure"),
-            "avg(avg_over_time(((failed:ratio) >= -Inf)[5m:1m]))",
+            "(avg(avg_over_time(((failed:ratio) >= -Inf)[5m:1m])) or avg(failed:ratio))",
         ),
         (
             ratio(raw=prometheus("ok:ratio"), rawType="success"),
-            "(1 - avg(avg_over_time(((ok:ratio) >= -Inf)[5m:1m])))",
+            "(1 - (avg(avg_over_time(((ok:ratio) >= -Inf)[5m:1m])) or avg(ok:ratio)))",
         ),
         (ratio(raw=prometheus("1 - ok[{{.window}}]"), rawType="failure"), "(1 - ok[5m])"),
     ],
@@ -125,7 +125,9 @@ def test_openslo_s_thresholds_are_shares_of_time() -> None:
     slo = the(
         openslo({"thresholdMetric": prometheus("latency")}, objectives=[{"op": "lte", "value": 0.2, "target": 0.99}])
     )
-    assert over(slo.errors, 5 * MINUTE) == "(avg(1 - avg_over_time((((latency) >= -Inf) <= bool 0.2)[5m:1m])))"
+    assert over(slo.errors, 5 * MINUTE) == (
+        "(avg(1 - avg_over_time((((latency) >= -Inf) <= bool 0.2)[5m:1m])) or 0 * avg(latency))"
+    )
 
 
 def test_a_source_without_a_type_has_that_of_its_data_source() -> None:
