@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
@@ -48,6 +49,22 @@ spec:
   budgetingMethod: Occurrences
   objectives: [{target: 0.999}]
 ---
+"""
+# Of what nobody asks for at night, as rules record it: what is not a number there tells nothing.
+NIGHT = """
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: night-ratio, namespace: shop}
+spec:
+  indicator: {spec: {ratioMetric: {raw: {metricSource: {spec: {query: failed_ratio}}}, rawType: failure}}}
+  objectives: [{target: 0.999}]
+---
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: night-latency, namespace: shop}
+spec:
+  indicator: {spec: {thresholdMetric: {metricSource: {spec: {query: latency_p99}}}}}
+  objectives: [{target: 0.999, op: lte, value: 0.2}]
 """
 SLOTH = """
 apiVersion: sloth.slok.dev/v1
@@ -113,6 +130,8 @@ def past(now: int) -> Past:
     for path, failed in (("/", FAILED["quiet"]), ("/pay", FAILED["page"])):
         yield "paths_total", {"path": path, "code": "500"}, counted(now, failed)
         yield "paths_total", {"path": path, "code": "200"}, counted(now)
+    for name, share in (("failed_ratio", 0.0004), ("latency_p99", 0.1)):
+        yield name, {}, [(at, math.nan if at % HOUR < HOUR / 2 else share) for at in times(now, AHEAD)]
     # What Sloth's rules record of an indicator that only Sloth knows.
     labels = {"sloth_service": "carts", "sloth_slo": "requests", "sloth_id": "carts-requests"}
     for window in ("5m", "30m", "1h", "2h", "6h", "1d", "3d", "30d"):
@@ -189,6 +208,11 @@ async def test_what_is_left_is_a_number(prometheus: Prometheus) -> None:
     assert "times too fast over 1h and 5m, more than 14.4 (page); " in page.why
     # There are events of four days only: of 69 hours with many events and 27 with a tenth of that, 2 % failed in four.
     assert spent.left == pytest.approx(1 - (4 * 0.02 + 67.7 * 0.0001) / 71.7 / 0.001, abs=0.05)
+
+
+async def test_minutes_in_which_nothing_could_be_measured_are_neither_good_nor_bad(prometheus: Prometheus) -> None:
+    found = [await prometheus.budget(slo) for slo in read_slos(parse(NIGHT, "night"))]
+    assert [(one.state, one.left) for one in found] == [("Healthy", pytest.approx(0.6)), ("Healthy", 1.0)]
 
 
 async def test_what_only_sloth_s_rules_know_is_taken_from_them(prometheus: Prometheus) -> None:
