@@ -23,8 +23,10 @@ STATUSES = f"/apis/kreflex.dev/v1alpha1/namespaces/{HOME}/errorbudgetstatuses"
 LAX = (
     ("kreflex.dev/v1alpha1", "Experiment", "experiments"),
     ("litmuschaos.io/v1alpha1", "ChaosEngine", "chaosengines"),
+    ("litmuschaos.io/v1alpha1", "ChaosSchedule", "chaosschedules"),
     ("chaos-mesh.org/v1alpha1", "PodChaos", "podchaos"),
     ("chaos-mesh.org/v1alpha1", "PodNetworkChaos", "podnetworkchaos"),
+    ("chaos-mesh.org/v1alpha1", "Workflow", "workflows"),
 )
 PROBE = "probe"
 HEALTHY = Budget(0.85, "none", "SLO cart: 85% of the error budget of 30d is left")
@@ -60,7 +62,23 @@ async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Control
             ],
         )
         await eventually(lambda: denied(plane.api), "a policy that denies")
+        await both_at_work(plane)
         yield plane
+
+
+async def both_at_work(plane: ControlPlane) -> None:
+    """Wait until changes are asked, too."""
+    await plane.api.post("/api/v1/namespaces", {"metadata": {"name": "changes"}})
+    shop = Shop(plane, "changes")
+    await shop.budgets(HEALTHY)
+    assert await shop.create(shop.pod_chaos()) == ""
+    await shop.budgets(SPENT)
+    await eventually(lambda: refused(shop), "a policy that denies a change")
+
+
+async def refused(shop: "Shop") -> bool:
+    # Another change each time: one that is let in is none when it is made again.
+    return await shop.change("podchaos", "kill", {"spec": {"mode": uuid.uuid4().hex}}) != ""
 
 
 async def denied(api: Api) -> bool:
@@ -127,6 +145,14 @@ class Shop:
         meta = {"name": name, "namespace": self.name}
         body = {"fault": {"kind": "PodKill"}, **spec}
         return {"apiVersion": "kreflex.dev/v1alpha1", "kind": "Experiment", "metadata": meta, "spec": body}
+
+    def any(self, api: str, kind: str, name: str, **spec: Any) -> kit.Json:
+        return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": self.name}, "spec": spec}
+
+    async def unknown(self) -> None:
+        """Take away what is written of all budgets."""
+        await self.api.delete(f"{STATUSES}/{budgetstatus.NAME}")
+        await eventually(lambda: denied(self.api), "a policy without its parameters")
 
     async def create(self, body: kit.Json) -> str:
         """Create something; what the policy says to it, "" if it lets it in."""
@@ -201,8 +227,7 @@ async def test_nothing_is_let_in_when_nobody_has_looked_for_long(shop: Shop) -> 
 
 async def test_nothing_is_let_in_when_nothing_is_written(shop: Shop) -> None:
     await shop.budgets(HEALTHY)
-    await shop.api.delete(f"{STATUSES}/{budgetstatus.NAME}")
-    await eventually(lambda: denied(shop.api), "a policy without its parameters")
+    await shop.unknown()
     assert "no params found" in await shop.create(shop.pod_chaos())
 
 
@@ -301,6 +326,53 @@ async def test_what_was_begun_can_be_ended_whatever_the_budget(shop: Shop) -> No
         await shop.api.delete(shop.path(plural, name))
 
 
+async def test_what_was_begun_can_be_ended_when_nothing_is_written(shop: Shop) -> None:
+    await shop.budgets(HEALTHY)
+    assert await all_three(shop) == ["", "", ""]
+    held = {"metadata": {"finalizers": ["chaos-mesh.org/records"]}}
+    assert await shop.change("podchaos", "kill", held) == ""
+    await shop.unknown()
+    assert await shop.change("chaosengines", "drain", {"spec": {"engineState": "stop"}}) == ""
+    assert await shop.change("experiments", "game", {"spec": {"stop": True}}) == ""
+    await shop.api.delete(shop.path("podchaos", "kill"))
+    assert await shop.change("podchaos", "kill", {"metadata": {"finalizers": None}}) == ""
+    assert await shop.api.find(shop.path("podchaos", "kill")) is None
+
+
+async def test_a_schedule_of_litmus_can_be_halted_and_is_asked_before_it_goes_on(shop: Shop) -> None:
+    appinfo = {"appinfo": {"appns": "bank"}}
+    schedule = shop.any(
+        "litmuschaos.io/v1alpha1", "ChaosSchedule", "nightly", schedule={"now": True}, engineTemplateSpec=appinfo
+    )
+    await shop.budgets(HEALTHY, bank=SPENT)
+    assert "is spent" in await shop.create(schedule)
+    await shop.budgets(bank=HEALTHY)
+    assert await shop.create(schedule) == ""
+    await shop.budgets(bank=SPENT)
+    assert await shop.change("chaosschedules", "nightly", {"spec": {"scheduleState": "halt"}}) == ""
+    assert "is spent" in await shop.change("chaosschedules", "nightly", {"spec": {"scheduleState": "active"}})
+
+
+async def test_a_workflow_of_chaos_mesh_knows_no_pause(shop: Shop) -> None:
+    await shop.budgets(SPENT)
+    workflow = shop.any("chaos-mesh.org/v1alpha1", "Workflow", "day", entry="all")
+    workflow["metadata"]["annotations"] = {"experiment.chaos-mesh.org/pause": "true"}
+    assert "is spent" in await shop.create(workflow)
+
+
+async def test_what_chaos_runner_makes_for_an_experiment_is_not_asked_again(own: ControlPlane, shop: Shop) -> None:
+    await shop.budgets(SPENT)
+    edits = {"apiGroups": ["litmuschaos.io"], "resources": ["chaosengines"], "verbs": ["create"]}
+    engine = shop.engine()
+    engine["metadata"]["annotations"] = {"kreflex.dev/chaos-experiment": "storm"}
+    told = []
+    for namespace, account in ((shop.name, "chaos-runner"), (HOME, "chaos-runner")):
+        await manifests.grant(own.api, namespace, account, [edits], role=f"{shop.name}:{namespace}")
+        async with own.api_with(await own.token(account, namespace)) as api:
+            told += [await said(api.post(shop.path("chaosengines"), one)) for one in (shop.engine("own"), engine)]
+    assert ["is spent" in one for one in told] == [True, True, True, False]
+
+
 async def test_its_controllers_may_note_what_they_do_and_take_back(shop: Shop) -> None:
     await shop.budgets(HEALTHY)
     assert await shop.create(shop.experiment()) == ""
@@ -328,6 +400,24 @@ async def test_what_was_stopped_is_not_begun_again(shop: Shop, age: timedelta, t
     await shop.budgets(HEALTHY)
     assert await shop.change("podchaos", "kill", {"metadata": {"annotations": {pause: None}}}) == ""
     assert await shop.change("chaosengines", "drain", {"spec": {"engineState": "active"}}) == ""
+
+
+async def test_who_makes_the_api_server_forget_when_it_was_written_gains_nothing(shop: Shop) -> None:
+    await shop.budgets(HEALTHY)
+    assert await shop.create(shop.pod_chaos()) == ""
+    await shop.budgets(HEALTHY, age=FRESH + timedelta(seconds=5))
+    forgotten = {"metadata": {"managedFields": [{}]}, "spec": {"mode": "all"}}
+    assert "last looked at" in await shop.change("podchaos", "kill", forgotten)
+
+
+def test_what_is_changed_is_asked_as_what_is_new() -> None:
+    new, _, changed, _ = [one["spec"] for one in file("error-budget/admission.yaml")]
+    for part in ("paramKind", "matchConditions", "variables", "validations"):
+        assert new[part] == changed[part]
+    rules = [one["matchConstraints"]["resourceRules"] for one in (new, changed)]
+    operations = [[rule.pop("operations") for rule in one] for one in rules]
+    assert operations == [[["CREATE"]] * 3, [["UPDATE"]] * 3]
+    assert rules[0] == rules[1]
 
 
 async def test_a_running_fault_is_not_made_larger(shop: Shop) -> None:
