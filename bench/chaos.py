@@ -1,7 +1,8 @@
 """Chaos: whichever write a runner dies at, all is as before within the TTL; and nothing is hit that has not opted in.
 
 Each case is an experiment of its own, in a namespace of its own, with a process of its own. The process is killed at
-one of its writes; it is started again, as Knative does, and woken each second, as a clock would.
+one of its writes; it is started again, as Knative does, and woken each second, as a clock would. Or it is stopped there
+for so long that a second process takes over, and goes on when that one is in the middle of it, or through.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -36,10 +37,15 @@ TTL = 60
 # What a look and a write may take beyond it, on a machine that is busy with all the others.
 SLACK = timedelta(seconds=10)
 WIDTH = 4
+# Longer than an attempt may take: the first is over while the faults last, the second when all has been taken back.
+STOPS = (5.0, 16.0)
+# What was in the network then has arrived, and a clock has ticked once more.
+AFTER_STOP = 3.0
 RUNS = 100
 PING = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/bench", "ce-type": "dev.knative.sources.ping"}
 Moment = Literal["before", "after", "late"]
 MOMENTS: tuple[Moment, ...] = ("before", "after", "late")
+HALTS: tuple[Moment, ...] = ("before", "after")
 _APPS = "/apis/apps/v1/namespaces"
 
 
@@ -80,6 +86,7 @@ class Case:
     story: Story
     write: int = 0
     moment: Moment = "before"
+    blow: Literal["kill", "stop"] = "kill"
     struck: bool = False
     step: str = ""
     writes: int = 0
@@ -88,7 +95,8 @@ class Case:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        at = f"killed {self.moment} write {self.write} ({self.step})" if self.write else "calm"
+        word = "killed" if self.blow == "kill" else "stopped"
+        at = f"{word} {self.moment} write {self.write} ({self.step})" if self.write else "calm"
         return f"{self.story.kind}: {at}"
 
 
@@ -110,21 +118,29 @@ class Trial:
         await self._plane.api.patch(f"/api/v1/namespaces/{case.where}", {"metadata": {"labels": {OPT_IN: "allowed"}}})
         await self._prepare()
         before = await self._objects()
-        strike = Strike(self._chosen, case.moment, seconds=1.0)
+        # One that is stopped goes on when whoever came after it has long been at work.
+        stopped = case.blow == "stop"
+        strike = Strike(self._chosen, case.moment, case.blow, STOPS[case.write % 2] if stopped else 1.0)
         plan = [strike] if case.write else []
         home = HOME if case.story.on_node else case.where
-        process = Process(self._plane, FOLDER, self._ports.take(), plan, "", {"NAMESPACES": home})
-        await process.start()
+        processes = [Process(self._plane, FOLDER, self._ports.take(), plan, "", {"NAMESPACES": home})]
+        if stopped:
+            processes.append(Process(self._plane, FOLDER, self._ports.take(), [], "", {"NAMESPACES": home}))
+        await asyncio.gather(*(process.start() for process in processes))
         try:
             experiment = await self._begin(home)
-            await self._until_over(process, experiment)
+            async with self._woken(processes):
+                await self._until_over(experiment)
+                if stopped and strike.replica:
+                    await strike.over.wait()
+                    await asyncio.sleep(AFTER_STOP)
         except TimeoutError as error:
             case.wrong.append(str(error))
         finally:
-            await process.stop()
+            await asyncio.gather(*(process.stop() for process in processes))
         case.struck = bool(strike.replica)
         case.step = strike.write.step if strike.write else ""
-        case.writes = sum(call.writes for call in process.proxy.calls)
+        case.writes = sum(call.writes for call in processes[0].proxy.calls)
         case.wrong += _differences(before, await self._objects())
         case.seconds = time.monotonic() - begun
         await self._clear(home)
@@ -167,15 +183,30 @@ class Trial:
         await self._plane.api.post(path, body)
         return f"{path}/{name}"
 
-    async def _until_over(self, process: Process, path: str) -> None:
-        """Wake the process each second until the experiment is over and given back, and once more."""
+    @contextlib.asynccontextmanager
+    async def _woken(self, processes: Sequence[Process]) -> AsyncIterator[None]:
+        """Wake the processes each second, each for itself: one that is stopped does not answer."""
+        waking = [asyncio.create_task(self._wake(process)) for process in processes]
+        try:
+            yield
+        finally:
+            for task in waking:
+                task.cancel()
+            await asyncio.gather(*waking, return_exceptions=True)
+
+    async def _wake(self, process: Process) -> None:
         headers = {**PING, **rig.caller(self._plane)}
-        status: Json = {}
-        end = time.monotonic() + TTL * 2 + 60
-        while time.monotonic() < end:
+        while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 async with self._client.post(process.url, headers=headers, data=b"{}"):
                     pass
+            await asyncio.sleep(1.0)
+
+    async def _until_over(self, path: str) -> None:
+        """Wait until the experiment is over and given back."""
+        status: Json = {}
+        end = time.monotonic() + TTL * 2 + 60
+        while time.monotonic() < end:
             body = await self._plane.api.get(path)
             status = body.get("status", {})
             if status.get("phase") in {"Done", "Aborted", "Refused"} and not body["metadata"].get("finalizers"):
@@ -261,10 +292,10 @@ async def in_turn(
 
 
 def strikes(calm: Sequence[Case], size: int) -> list[Case]:
-    """A kill before, after and with each write of each story; so many of them if not all are wanted."""
-    found = [
-        Case(case.story, write, moment) for case in calm for write in range(1, case.writes + 1) for moment in MOMENTS
-    ]
+    """A kill before, after and with each write of each story, and a stop; so many of them if not all are wanted."""
+    writes = [(case.story, write) for case in calm for write in range(1, case.writes + 1)]
+    found = [Case(story, write, moment) for story, write in writes for moment in MOMENTS]
+    found += [Case(story, write, moment, "stop") for story, write in writes for moment in HALTS]
     # The same ones each time, of all stories.
     random.Random(8).shuffle(found)  # noqa: S311
     return found[:size] if size else found
@@ -402,8 +433,9 @@ async def measure(size: int = 0, only: str = "") -> dict[str, Any]:
         "outside_blast_radius": outside,
         "runs": count,
         "killed": inside,
-        "kills": len(cases),
-        "kills_met": met,
+        "kills": sum(case.blow == "kill" for case in cases),
+        "stops": sum(case.blow == "stop" for case in cases),
+        "blows_met": met,
         "ttl_seconds": TTL,
         "seconds": round(time.monotonic() - begun),
     }

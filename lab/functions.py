@@ -39,7 +39,7 @@ async def install(plane: ControlPlane, folders: list[str]) -> None:
     common = [_KNATIVE / "base" / name for name in ("namespace.yaml", "ledger.yaml")]
     own = ("serviceaccount.yaml", "rbac.yaml", "admission.yaml")
     rights = [_KNATIVE / kebab(folder) / name for folder in folders for name in own]
-    rights += [_KNATIVE / "admission" / name for name in ("anomalies.yaml", "approvals.yaml")]
+    rights += [_KNATIVE / "admission" / name for name in ("anomalies.yaml", "approvals.yaml", "experiments.yaml")]
     crds = [file for file in sorted((_KNATIVE / "crds").glob("*.yaml")) if file.name != "kustomization.yaml"]
     files = [*common, *crds, *(file for file in rights if file.exists())]
     await manifests.apply(plane.api, [namespace, *manifests.read(*files)], NAMESPACE)

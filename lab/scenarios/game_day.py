@@ -166,6 +166,8 @@ async def node_down(place: Place) -> list[str]:
     since = datetime.now(UTC)
     async with Pool.open(place, place.home) as pool:
         victim = min(pool.nodes)
+        # A node belongs to everybody: that the namespace has opted in does not say that it may be hit.
+        await pool.plane.api.patch(f"/api/v1/nodes/{victim}", {"metadata": {"labels": OPT_IN}})
 
         async def heal(names: list[str]) -> None:
             await pool.heal([name for name in names if name in pool.nodes])

@@ -14,7 +14,7 @@ from kreflex.gitops import SYNC_SUSPENDED
 from kreflex.guards import OPT_OUT
 from kreflex.leases import NAMESPACE as LEASES
 from kreflex.policy import GROUP, PROTECTED, PROTECTED_LABEL
-from kreflex.rights import HOME, SCORER, Rights, all_rights, rbac, render
+from kreflex.rights import CHAOS, HOME, SCORER, Rights, all_rights, rbac, render
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON
 
@@ -22,6 +22,7 @@ _API = "admissionregistration.k8s.io/v1"
 _OPERATIONS = {"create": "CREATE", "update": "UPDATE", "patch": "UPDATE", "delete": "DELETE"}
 _ACCOUNT = "system:serviceaccount:"
 APPROVER = "kreflex-approver"
+_PERSON = "!(['system:serviceaccounts', 'system:nodes', 'system:unauthenticated'].exists(g, g in variables.groups))"
 _KEPT_BY_THE_SERVER = {"generation", "managedFields", "resourceVersion"}
 # By these Git's controllers know what is theirs. Not by app.kubernetes.io/instance: Helm sets it, too.
 # https://argo-cd.readthedocs.io/en/stable/user-guide/resource_tracking/
@@ -220,7 +221,6 @@ def approvals() -> list[JSON]:
         "resources": ["remediations", "remediations/status"],
         "scope": "Namespaced",
     }
-    person = "!(['system:serviceaccounts', 'system:nodes', 'system:unauthenticated'].exists(g, g in variables.groups))"
     own = f"variables.user.startsWith('{_ACCOUNT}') && variables.user.endsWith(':' + object.spec.function)"
     return _bound(
         f"approvals.{GROUP}",
@@ -240,7 +240,7 @@ def approvals() -> list[JSON]:
                 " delete this one, and its fault is decided anew'",
             ),
             _told(
-                f"!variables.approves || {person}",
+                f"!variables.approves || {_PERSON}",
                 "'only people approve, and ' + variables.user + ' is none'",
             ),
             _told(
@@ -250,6 +250,50 @@ def approvals() -> list[JSON]:
             _told(
                 "!variables.approves || authorizer.requestResource.check('approve').allowed()",
                 "variables.user + ' needs the verb approve on remediations in namespace ' + request.namespace +"
+                f" ', as ClusterRole {APPROVER} gives it'",
+            ),
+        ],
+    )
+
+
+def experiments() -> list[JSON]:
+    """Give the policy about experiments: chaos-runner alone says how far one is, and people approve in their own names.
+
+    Whoever could write a status could have chaos-runner do or take back what nobody has written into a spec.
+    """
+    rule = {
+        "apiGroups": [GROUP],
+        "apiVersions": ["*"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["experiments", "experiments/status"],
+        "scope": "Namespaced",
+    }
+    reads = f"authorizer.group('{GROUP}').resource('clusterremediationpolicies').check('list').allowed()"
+    runner = f"variables.user.startsWith('{_ACCOUNT}') && variables.user.endsWith(':{CHAOS}') && {reads}"
+    return _bound(
+        f"experiments.{GROUP}",
+        rule,
+        [],
+        {
+            "user": _user(),
+            "groups": "request.userInfo.?groups.orValue([])",
+            "old": "oldObject == null ? optional.none() : oldObject.spec.?approval",
+            "approves": "has(object.spec.approval) && variables.old != object.spec.?approval",
+        },
+        [
+            _told(
+                f"request.?subResource.orValue('') != 'status' || ({runner})",
+                f"'only the account of {CHAOS} writes the status of experiments;"
+                " to end one, set spec.stop to true, or delete it'",
+            ),
+            _told(f"!variables.approves || {_PERSON}", "'only people approve, and ' + variables.user + ' is none'"),
+            _told(
+                "!variables.approves || object.spec.approval.by == variables.user",
+                "'spec.approval.by must be who asks: ' + variables.user + ', not ' + object.spec.approval.by",
+            ),
+            _told(
+                "!variables.approves || authorizer.requestResource.check('approve').allowed()",
+                "variables.user + ' needs the verb approve on experiments in namespace ' + request.namespace +"
                 f" ', as ClusterRole {APPROVER} gives it'",
             ),
         ],
@@ -270,7 +314,6 @@ def anomalies() -> list[JSON]:
     }
     reads = f"authorizer.group('{GROUP}').resource('clusterremediationpolicies').check('list').allowed()"
     scorer = f"variables.user.startsWith('{_ACCOUNT}') && variables.user.endsWith(':{SCORER}') && {reads}"
-    person = "!(['system:serviceaccounts', 'system:nodes', 'system:unauthenticated'].exists(g, g in variables.groups))"
     return _bound(
         f"anomalies.{GROUP}",
         rule,
@@ -287,7 +330,7 @@ def anomalies() -> list[JSON]:
                 f"'only the account of {SCORER} writes anomalies and their status: pods may be evicted for them'",
             ),
             _told(
-                f"!variables.says || variables.scorer || {person}",
+                f"!variables.says || variables.scorer || {_PERSON}",
                 "'only people give feedback, and ' + variables.user + ' is none'",
             ),
             _told(
@@ -305,6 +348,7 @@ def approver() -> JSON:
         Rule(GROUP, resource, verb)
         for resource, verbs in (
             ("anomalies", ("get", "list", "patch", "watch")),
+            ("experiments", ("approve", "get", "list", "patch", "watch")),
             ("remediations", ("approve", "get", "list", "patch", "watch")),
             ("clusterremediationpolicies", ("get", "list", "watch")),
             ("remediationpolicies", ("get", "list", "watch")),
@@ -324,6 +368,7 @@ def files() -> dict[str, str]:
     shared = {
         "admission/anomalies.yaml": render(anomalies()),
         "admission/approvals.yaml": render([*approvals(), approver()]),
+        "admission/experiments.yaml": render(experiments()),
     }
     return {f"{rights.name}/admission.yaml": render(policy_of(rights)) for rights in all_rights()} | shared
 

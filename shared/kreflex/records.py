@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ VerdictName = Literal["Recovered", "Ineffective", "Unknown"]
 API = f"{GROUP}/{VERSION}"
 HISTORY = 20
 TARGET = f"{GROUP}/target"
+# On what an experiment has hit, for as long as it is broken: NAMESPACE/NAME/UID of the experiment.
+HIT_BY = f"{GROUP}/chaos-experiment"
+_EXPERIMENT = 63 + 1 + 253
 _NAME = 200
 _KNOWN = 10_000
 
@@ -112,6 +116,11 @@ class Fault(Part):
         min_length=1, max_length=512, description="Function, target UID and episode; deliveries of one fault share it."
     )
     summary: str = Field("", max_length=1024)
+    experiment: str | None = Field(
+        None,
+        max_length=_EXPERIMENT,
+        description="NAMESPACE/NAME of the Experiment that has broken the target or its owner, on purpose.",
+    )
     traceparent: str | None = Field(
         None,
         max_length=55,
@@ -269,6 +278,14 @@ def record_name(function: str, object_name: str, key: str) -> str:
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     readable = re.sub(r"[^a-z0-9.-]", "-", f"{function}-{object_name}".lower())[:_NAME].rstrip("-.")
     return f"{readable}-{digest}"
+
+
+def experiment_of(*annotations: Mapping[str, str]) -> str | None:
+    """Name the experiment that has broken an object or its owner, by the mark that it leaves there."""
+    mark = next((one[HIT_BY] for one in annotations if HIT_BY in one), "")
+    namespace, _, rest = mark.partition("/")
+    name = rest.partition("/")[0]
+    return f"{namespace}/{name}"[:_EXPERIMENT] if namespace and name else None
 
 
 def labels_of(spec: RemediationSpec) -> dict[str, str]:

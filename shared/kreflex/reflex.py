@@ -51,6 +51,7 @@ from kreflex.records import (
     RemediationStatus,
     Target,
     VerdictName,
+    experiment_of,
     fault_key,
     record_name,
 )
@@ -111,6 +112,8 @@ class Subject:
     owner: Workload | None
     template_hash: str
     controller: str
+    experiment: str | None = None
+    """Whose fault on purpose it is."""
 
 
 class Arc(Generic[S]):
@@ -669,9 +672,10 @@ class Arc(Generic[S]):
 
     async def _subject(self, signal: Signal, decision: Decision) -> Subject | None:
         if isinstance(decision, Action):
-            return Subject(decision.target, decision.owner, decision.template_hash, decision.controller)
+            broken = experiment_of(*(noted for _, noted in decision.annotations()))
+            return Subject(decision.target, decision.owner, decision.template_hash, decision.controller, broken)
         if isinstance(decision, Defer | Refuse) and decision.about is not None:
-            return Subject(decision.about.ref, decision.about, "", "")
+            return Subject(decision.about.ref, decision.about, "", "", experiment_of(decision.about.annotations))
         if isinstance(signal, NodeSignal):
             node = await self.reader.node(signal.name)
             return None if node is None or (signal.uid and node.ref.uid != signal.uid) else await self._fleet_part(node)
@@ -681,7 +685,9 @@ class Arc(Generic[S]):
         if pod is None or (signal.uid and pod.ref.uid != signal.uid):
             return None
         controller = pod.controller.uid if pod.controller else ""
-        return Subject(pod.ref, await self.reader.top_owner(pod), pod.template_hash, controller)
+        top = await self.reader.top_owner(pod)
+        broken = experiment_of(pod.annotations, *(() if top is None else (top.annotations,)))
+        return Subject(pod.ref, top, pod.template_hash, controller, broken)
 
     async def _workload(self, signal: WorkloadSignal) -> Subject | None:
         path = path_in(signal.api_version, signal.kind, signal.namespace, signal.name)
@@ -689,12 +695,12 @@ class Arc(Generic[S]):
         if body is None or (signal.uid and body["metadata"]["uid"] != signal.uid):
             return None
         view = workload_view(body)
-        return Subject(view.ref, view, "", "")
+        return Subject(view.ref, view, "", "", experiment_of(view.annotations))
 
     async def _fleet_part(self, node: Node) -> Subject:
         upkeep = await self.world.upkeep(node)
         pool = node.pool("" if isinstance(upkeep, str) else upkeep.pool_label)
-        return Subject(node.ref, owner_of(pool), template_of(node), "")
+        return Subject(node.ref, owner_of(pool), template_of(node), "", experiment_of(node.annotations))
 
     def _spec(self, subject: Subject, signal: Signal, episode: str) -> RemediationSpec:
         owner = None
@@ -709,6 +715,7 @@ class Arc(Generic[S]):
             fault=Fault(
                 key=fault_key(self.reflex.name, subject.target.uid, episode),
                 summary=signal.summary[:1000],
+                experiment=subject.experiment,
                 traceparent=place.traceparent if place is not None else None,
             ),
         )

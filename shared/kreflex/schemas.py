@@ -171,7 +171,7 @@ def remediation() -> JSON:
         status=structural(RemediationStatus),
         rules=_APPROVALS,
         selectableFields=[{"jsonPath": f".status.{name}"} for name in ("phase", "outcome", "verdict")]
-        + [{"jsonPath": ".spec.function"}],
+        + [{"jsonPath": ".spec.function"}, {"jsonPath": ".spec.fault.experiment"}],
         additionalPrinterColumns=[
             _column("Function", ".spec.function", priority=1),
             _column("Kind", ".spec.target.kind", priority=1),
@@ -181,6 +181,7 @@ def remediation() -> JSON:
             _column("Guard", ".status.guard"),
             _column("Verdict", ".status.verdict"),
             _column("Due", ".status.dueAt", priority=1),
+            _column("Experiment", ".spec.fault.experiment", priority=1),
             _column("Age", ".metadata.creationTimestamp", kind="date"),
             _column("Reason", ".status.reason"),
         ],

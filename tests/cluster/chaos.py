@@ -35,7 +35,8 @@ QUICK = {
 
 async def install(plane: ControlPlane) -> None:
     """Apply what chaos-runner needs beside the rest of Kreflex."""
-    files = ("crds/experiments.yaml", "chaos-runner/rbac.yaml", "chaos-runner/admission.yaml")
+    files = ["crds/experiments.yaml", "admission/experiments.yaml"]
+    files += ["chaos-runner/rbac.yaml", "chaos-runner/admission.yaml"]
     kit.kubectl(plane, "apply", "--server-side", *(f"--filename={kit.ROOT}/knative/{file}" for file in files))
     kit.kubectl(plane, "wait", "--for=condition=Established", "crd/experiments.kreflex.dev", "--timeout=30s")
     await listed(plane.api, "/apis/kreflex.dev/v1alpha1/experiments")

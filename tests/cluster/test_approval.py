@@ -65,7 +65,7 @@ async def let_approve(here: kit.Place) -> None:
     patcher = [
         {**rule, "verbs": [verb for verb in rule["verbs"] if verb != "approve"]}
         for rule in approver()
-        if rule["resources"] == ["remediations"]
+        if "remediations" in rule["resources"]
     ]
     accounts = {"kind": "Group", "name": f"system:serviceaccounts:{here.name}"}
     role = {"apiVersion": f"{RBAC}/v1", "kind": "Role", "metadata": {"name": "patcher"}, "rules": patcher}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -23,6 +24,8 @@ from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from tests import kit
 from tests.cluster import chaos
+from tests.cluster.reflexes import an_arc, handled
+from tests.cluster.test_approval import Plan, let_approve
 from tests.mortal import CutError, Mortal
 
 POD = ("spec", "template", "spec", "containers", "name=app")
@@ -252,7 +255,7 @@ async def test_the_api_server_denies_chaos_runner_what_has_not_opted_in(ready: C
         with pytest.raises(DeniedError, match=r"carries the annotation kreflex\.dev/chaos-experiment"):
             await writer.merge(deployment, {"spec": {"replicas": 0}})
         note = {"metadata": {"annotations": {"kreflex.dev/chaos-experiment": "x"}}, "spec": {"paused": True}}
-        with pytest.raises(DeniedError, match=r"only spec\.replicas, spec\.template may change"):
+        with pytest.raises(DeniedError, match=r"only spec\.replicas, spec\.template\.spec\.containers may change"):
             await writer.merge(deployment, note)
     finally:
         await transport.close()
@@ -355,7 +358,9 @@ async def test_an_engine_is_made_followed_stopped_and_gone(shop: kit.Place, runn
     async def heal(names: list[str]) -> None:
         silent[:] = [name for name in silent if name not in names]
 
-    env = [{"name": "TARGET_NODE", "value": "node-7"}]
+    pool = nodes.Pool(f"chaos-{uuid.uuid4().hex[:6]}", labels=chaos.ALLOWED)
+    (node,) = await nodes.add(shop.plane.api, 1, pool)
+    env = [{"name": "TARGET_NODE", "value": node}]
     fault = {"name": "kubelet-service-kill", "spec": {"components": {"env": env}}}
     engine = {"kind": "ChaosEngine", "spec": {"experiments": [fault]}}
     async with chaos_engines.litmus(shop.plane, silence, heal):
@@ -371,6 +376,99 @@ async def test_an_engine_is_made_followed_stopped_and_gone(shop: kit.Place, runn
         ended = await waking
         left = (await shop.plane.api.get(chaos_engines.ENGINES))["items"]
     told = [line.text for line in ended.status.timeline if line.word == "fault"]
-    assert during == ["node-7"]
+    await shop.plane.api.delete(f"/api/v1/nodes/{node}")
+    assert during == [node]
     assert (ended.status.verdict, silent, left) == ("Passed", [], [])
     assert "ChaosEngine initialized: kubelet-service-kill Running Awaited" in told
+
+
+async def test_what_is_broken_is_taken_back_though_its_namespace_is_protected_by_then(
+    shop: kit.Place, runner: Runner
+) -> None:
+    await shop.deployment("cart", 1)
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    before = await shop.plane.api.get(path)
+    made = await chaos.make(shop.plane, shop.name, fault={"kind": "ScaleToZero"}, duration="50s")
+    waking = asyncio.create_task(chaos.play(runner, made))
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    protected = {"metadata": {"labels": {PROTECTED_LABEL: "true", OPT_IN: None}}}
+    await shop.plane.api.patch(f"/api/v1/namespaces/{shop.name}", protected)
+    ended, after = await waking, await shop.plane.api.get(path)
+    assert ended.status.aborted == f"Scope: namespace {shop.name} has the label {PROTECTED_LABEL}"
+    assert [one.state for one in ended.status.injected] == ["Reverted"], ended.status
+    assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
+
+
+async def test_a_job_made_from_a_cron_job_is_a_probe(shop: kit.Place, runner: Runner) -> None:
+    await shop.deployment("cart", 1)
+    container = {"name": "check", "image": "check:1"}
+    pod = {"metadata": {"labels": {"app": "check"}}, "spec": {"containers": [container], "restartPolicy": "Never"}}
+    spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": {"spec": {"template": pod}}}
+    batch = f"/apis/batch/v1/namespaces/{shop.name}"
+    meta = {"name": "check", "labels": chaos.ALLOWED}
+    await shop.plane.api.post(f"{batch}/cronjobs", {"metadata": meta, "spec": spec})
+    made = await chaos.make(
+        shop.plane,
+        shop.name,
+        fault={"kind": "PodKill"},
+        amount="100%",
+        targets={"selector": {"matchLabels": {"app": "cart"}}},
+        probes=[{"name": "sells", "job": {"cronJob": "check"}, "when": ["Before", "After"]}],
+    )
+    ended = await chaos.play(runner, made)
+    found = (await shop.plane.api.get(f"{batch}/jobs"))["items"]
+    await shop.plane.api.delete(f"{batch}/jobs", {"propagationPolicy": "Background"})
+    assert (ended.status.verdict, ended.status.score) == ("Passed", 100.0), ended.status
+    assert len(found) == 2
+    assert {owner["uid"] for one in found for owner in one["metadata"]["ownerReferences"]} == {made.uid}
+
+
+async def test_chaos_runner_makes_no_job_that_never_ends(shop: kit.Place, runner: Runner) -> None:
+    pod = {"spec": {"containers": [{"name": "a", "image": "a:1"}], "restartPolicy": "Never"}}
+    body = {"metadata": {"name": "endless"}, "spec": {"template": pod}}
+    with pytest.raises(DeniedError, match="a Job is a probe of an experiment, which owns it, ends within 5 minutes"):
+        await runner._writer.create(f"/apis/batch/v1/namespaces/{shop.name}/jobs", body)
+
+
+async def test_a_person_approves_an_experiment_and_nobody_else_does(shop: kit.Place, runner: Runner) -> None:
+    await shop.deployment("cart", 1)
+    await shop.policy(mode="Approve")
+    await let_approve(shop)
+    made = await chaos.make(shop.plane, shop.name, fault={"kind": "PodKill"})
+    await runner.go_on(shop.name, made.name)
+    waits = await chaos.read(shop.plane, shop.name)
+    command = (waits.status.reason or "").split(". To approve: ")[1]
+    assert (waits.status.phase, waits.status.guard) == ("Pending", "Approve")
+    assert [one for one in shop.writes("chaos-runner") if one["verb"] == "delete"] == []
+    assert "needs the verb approve on experiments" in types(shop, command, "bob").stderr
+    assert "spec.approval.by must be who asks: ada, not eve" in types(shop, by_another(command), "ada").stderr
+    assert types(shop, command, "ada").returncode == 0
+    ended = await chaos.play(runner, made)
+    assert (ended.status.phase, ended.status.verdict) == ("Done", "Passed"), ended.status
+
+
+def by_another(command: str) -> str:
+    return command.replace("'\"$(kubectl auth whoami -o jsonpath={.status.userInfo.username})\"'", "eve")
+
+
+def types(here: kit.Place, command: str, user: str) -> subprocess.CompletedProcess[str]:
+    return Plan(here, {}).types(command, user)
+
+
+async def test_nobody_but_chaos_runner_says_how_far_an_experiment_is(shop: kit.Place) -> None:
+    made = await chaos.make(shop.plane, shop.name, fault={"kind": "PodKill"})
+    status = {"status": {"phase": "Reverting"}}
+    with pytest.raises(Refused, match="only the account of chaos-runner writes the status of experiments"):
+        await shop.plane.api.patch(f"{experiments.path(shop.name, made.name)}/status", status)
+
+
+async def test_a_remediation_says_whose_fault_on_purpose_it_is(shop: kit.Place) -> None:
+    (pod,) = await shop.deployment("cart", 1)
+    await shop.loop(pod, still=True)
+    mark = {"metadata": {"annotations": {"kreflex.dev/chaos-experiment": f"{shop.name}/storm/u-1"}}}
+    path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
+    await shop.plane.api.patch(path, mark)
+    async with an_arc(shop.plane) as arc:
+        await handled(arc, pod)
+    (record,) = await shop.records()
+    assert record["spec"]["fault"]["experiment"] == f"{shop.name}/storm"

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from kreflex.anomaly import states as excluded
+from kreflex.anomaly.learning import Exclusion
 from kreflex.chaos import changes, gates
 from kreflex.chaos.changes import ABSENT, Change
 from kreflex.chaos.experiments import Experiment, Healed, Injection, Line, Probed, Turn, read_experiment
@@ -14,6 +16,7 @@ from kreflex.chaos.score import score, shortfalls, success
 from kreflex.chaos.service import due
 from kreflex.chaos.targets import choose, count
 from kreflex.records import Target
+from tests.anomalies import a_watch
 from tests.values import CannedApi
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -246,3 +249,60 @@ async def test_nothing_begins_beside_a_remediation_that_nobody_can_read() -> Non
     stop = await gates.may_begin(experiment(), CannedApi(objects).world())
     assert stop is not None
     assert (stop.guard, stop.because) == ("Unsteady", "Remediation odd can't be read: mend or delete it")
+
+
+def variables(*names: str) -> dict[str, Any]:
+    containers = [{"name": "app", "env": [{"name": name, "value": "1"} for name in names]}]
+    return {"spec": {"template": {"spec": {"containers": containers}}}}
+
+
+def taken_back(body: dict[str, Any], *given: Change) -> tuple[list[str], list[str]]:
+    """What is removed of a body, and what is somebody else's."""
+    steps, foreign = changes.reverting(body, given)
+    return [step["path"].removeprefix("/spec/template/spec/containers/0/env") for step in steps], foreign
+
+
+def test_of_a_list_that_somebody_has_put_in_another_order_only_ours_is_removed() -> None:
+    ours = [Change((*APP, "env", f"name={name}"), ABSENT, {"name": name, "value": "1"}) for name in "AB"]
+    # After B is gone, A is the first.
+    assert taken_back(variables("B", "A", "theirs"), *ours) == (["/0", "/0"], [])
+
+
+def test_of_what_was_made_of_nothing_only_ours_is_removed_where_somebody_has_added_to_it() -> None:
+    ours = Change((*APP, "env"), ABSENT, [{"name": "A", "value": "1"}])
+    assert taken_back(variables("A"), ours) == ([""], [])
+    assert taken_back(variables("theirs", "A"), ours) == (["/1"], [])
+    assert changes.left(variables("theirs", "A"), [ours]) == [f"{'.'.join(APP)}.env.name=A"]
+    labels = Change(("metadata", "labels"), ABSENT, {"cut": "off"})
+    pod = {"metadata": {"labels": {"cut": "off", "theirs": "x"}}}
+    assert changes.reverting(pod, [labels]) == ([{"op": "remove", "path": "/metadata/labels/cut"}], [])
+
+
+def test_half_of_a_probe_is_not_taken_back() -> None:
+    made = Change(("probe",), ABSENT, {"tcpSocket": {"port": 1}, "periodSeconds": 1})
+    assert changes.reverting({"probe": {"tcpSocket": {"port": 1}, "periodSeconds": 5}}, [made]) == ([], ["probe"])
+
+
+async def test_anomalies_are_not_learnt_from_the_runs_of_experiments_and_the_nodes_that_they_hit() -> None:
+    ran = body(
+        "ran",
+        phase="Done",
+        startedAt="2026-11-22T10:00:00Z",
+        finishedAt="2026-11-22T10:05:00Z",
+        past=[{"since": "2026-11-21T10:00:00Z", "until": "2026-11-21T10:05:00Z"}],
+        injected=[
+            {"fault": "Cordon", "target": {"kind": "Node", "name": "blue-1"}},
+            {"fault": "Engine", "target": {"kind": "ChaosEngine", "name": "x"}, "prior": '["blue-2"]'},
+        ],
+    )
+    waits = body("waits", phase="Pending")
+    reader = CannedApi(bodies(ran, waits)).world().cluster
+    earlier, last = (stamp_of("2026-11-21T10:00:00Z"), stamp_of("2026-11-22T10:00:00Z"))
+    pods = await excluded.experiments(reader, a_watch(target={"kind": "Pod", "nameLabel": "pod"}), NOW)
+    nodes = await excluded.experiments(reader, a_watch(target={"kind": "Node", "nameLabel": "node"}), NOW)
+    assert pods == [Exclusion({"namespace": "shop"}, at, at + 300) for at in (earlier, last)]
+    assert nodes == [Exclusion({"node": name}, at, at + 300) for name in ("blue-1", "blue-2") for at in (earlier, last)]
+
+
+def stamp_of(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -134,19 +135,30 @@ def began(since: datetime, watch: Watch) -> float:
 
 
 async def experiments(reader: Reader, watch: Watch, now: datetime) -> list[Exclusion]:
-    """Tell when somebody broke things on purpose in a namespace that a watch looks at."""
-    found = []
+    """Tell when somebody broke things on purpose in a namespace that a watch looks at, or nodes that it looks at."""
+    pointer, found = watch.spec.target, []
     async for body in reader.list_served(f"/apis/{API}/experiments"):
-        span = _span(body, now)
-        if span is not None:
-            found.append(Exclusion({watch.spec.target.namespace_label: body["metadata"]["namespace"]}, *span))
+        spans = _spans(body, now)
+        labels = [{pointer.namespace_label: body["metadata"]["namespace"]}]
+        if pointer.kind == "Node":
+            labels = [{pointer.name_label: name} for name in _nodes(body)]
+        found += [Exclusion(one, *span) for one in labels for span in spans]
     return found
 
 
-def _span(body: JSON, now: datetime) -> tuple[float, float] | None:
+def _spans(body: JSON, now: datetime) -> list[tuple[float, float]]:
+    """Give the runs of an experiment: those before, and the last one."""
     status = body.get("status") or {}
     started = moment(status.get("startedAt"))
-    if started is None:
-        return None
     ended = moment(status.get("finishedAt")) if status.get("phase") in _OVER else now
-    return started.timestamp(), (ended or now).timestamp()
+    past = [(moment(one.get("since")), moment(one.get("until"))) for one in status.get("past") or ()]
+    runs = [*past, (started, ended or now)]
+    return [(since.timestamp(), until.timestamp()) for since, until in runs if since is not None and until is not None]
+
+
+def _nodes(body: JSON) -> list[str]:
+    """Name the nodes that an experiment has hit: as its target, or by an engine that was told to."""
+    injected = [one for one in (body.get("status") or {}).get("injected") or () if isinstance(one, dict)]
+    named = [one["target"]["name"] for one in injected if one.get("target", {}).get("kind") == "Node"]
+    told = [one.get("prior") or "[]" for one in injected if one.get("fault") == "Engine"]
+    return sorted({*named, *(name for text in told for name in json.loads(text))})

@@ -6,6 +6,7 @@ put another container before it in the meantime.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def pointer(body: Any, path: Path) -> str:
 def set_to(body: JSON, path: Path, wanted: Any) -> list[JSON]:
     """Give the operations of a JSON patch that make a field what is wanted; none if it is."""
     there = value(body, path)
-    if there is wanted or there == wanted:
+    if there == wanted:
         return []
     where = pointer(body, path)
     if wanted is ABSENT:
@@ -104,26 +105,65 @@ def set_to(body: JSON, path: Path, wanted: Any) -> list[JSON]:
 
 def injecting(body: JSON, changes: Sequence[Change]) -> list[JSON]:
     """Give the operations that do all changes."""
-    return [step for change in changes for step in set_to(body, change.path, change.after)]
+    return _in_turn(body, [(change.path, change.after) for change in changes])
+
+
+def _in_turn(body: JSON, wanted: Sequence[tuple[Path, Any]]) -> list[JSON]:
+    """Give the operations for fields one after the other: each finds the lists as the ones before it have left them."""
+    working, steps = copy.deepcopy(body), []
+    for path, wish in wanted:
+        found = set_to(working, path, wish)
+        if found:
+            _put(working, path, wish)
+        steps += found
+    return steps
+
+
+def _put(body: Any, path: Path, wanted: Any) -> None:
+    for token in path[:-1]:
+        body = body[_key(body, token)]
+    key = _key(body, path[-1])
+    if wanted is ABSENT:
+        del body[key]
+    elif key is None and isinstance(body, list):
+        body.append(wanted)
+    else:
+        body[path[-1] if key is None else key] = wanted
 
 
 def reverting(body: JSON, changes: Sequence[Change]) -> tuple[list[JSON], list[str]]:
     """Give the operations that take the changes back, and name the fields that somebody else has changed since."""
-    steps, foreign = [], []
-    for change in reversed(changes):
+    wanted, foreign = [], []
+    for change in reversed([part for one in changes for part in _parts(body, one)]):
         there = value(body, change.path)
-        if there == change.after or there is change.after:
-            steps += set_to(body, change.path, change.restored)
-        elif there is not change.restored and there != change.restored:
+        if there == change.after:
+            wanted.append((change.path, change.restored))
+        elif there != change.restored:
             foreign.append(str(change))
-    return steps, foreign
+    return _in_turn(body, wanted), foreign
+
+
+def _parts(body: JSON, change: Change) -> Sequence[Change]:
+    """Split what was made of nothing where somebody has added to it since: only ours is taken away then.
+
+    Values by name, such as labels or variables. A probe is one thing: half of one is none.
+    """
+    there, after = value(body, change.path), change.after
+    if change.before is not ABSENT or there == after or type(there) is not type(after):
+        return (change,)
+    if isinstance(after, list):
+        return [Change((*change.path, f"name={one['name']}"), ABSENT, one) for one in after]
+    if not isinstance(after, dict) or not _by_name(after):
+        return (change,)
+    inner = [Change((*change.path, key), ABSENT, one) for key, one in after.items()]
+    return [part for one in inner for part in _parts(body, one)]
+
+
+def _by_name(told: JSON) -> bool:
+    return all(isinstance(one, str) or (isinstance(one, dict) and _by_name(one)) for one in told.values())
 
 
 def left(body: JSON, changes: Sequence[Change]) -> list[str]:
     """Name the fields that are still as they were made."""
-    return [
-        str(change)
-        for change in changes
-        if (value(body, change.path) == change.after or value(body, change.path) is change.after)
-        and not (change.after == change.restored or change.after is change.restored)
-    ]
+    parts = [part for one in changes for part in _parts(body, one)]
+    return [str(one) for one in parts if value(body, one.path) == one.after and one.after != one.restored]

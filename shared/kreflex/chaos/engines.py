@@ -7,21 +7,20 @@ https://chaos-mesh.org/docs/clean-up-chaos-experiments/
 
 from __future__ import annotations
 
-import copy
 import json
 from datetime import datetime
-from typing import Any
 
-from kreflex.chaos.corruptions import UnfitError
-from kreflex.chaos.experiments import API, INJECTED, KIND, REVERT_BY, Engine, Experiment, Injection
+from kreflex.chaos.bounds import bound, nodes_of
+from kreflex.chaos.experiments import API, INJECTED, KIND, REVERT_BY, Experiment, Injection
 from kreflex.chaos.faults import Act, Back, Hands
+from kreflex.cluster import Reader
 from kreflex.errors import ConflictError, OutageError
 from kreflex.records import Target
 from kreflex.rule import Rule
 from kreflex.views import JSON, Ref
 
 LITMUS, MESH = "litmuschaos.io", "chaos-mesh.org"
-_PLURALS = {
+PLURALS = {
     "ChaosEngine": "chaosengines",
     "PodChaos": "podchaos",
     "NetworkChaos": "networkchaos",
@@ -31,10 +30,10 @@ _PLURALS = {
     "TimeChaos": "timechaos",
     "HTTPChaos": "httpchaos",
 }
-_VERBS = ("get", "create", "patch", "delete")
+_VERBS = ("get", "list", "create", "patch", "delete")
 RBAC = tuple(
     Rule(LITMUS if kind == "ChaosEngine" else MESH, plural, verb, fields=("spec",) if verb == "patch" else ())
-    for kind, plural in _PLURALS.items()
+    for kind, plural in PLURALS.items()
     for verb in _VERBS
 )
 
@@ -46,16 +45,17 @@ def group_of(kind: str) -> str:
 
 def place(kind: str, namespace: str, name: str = "") -> str:
     """Tell where the API server serves an engine's objects."""
-    base = f"/apis/{group_of(kind)}/v1alpha1/namespaces/{namespace}/{_PLURALS[kind]}"
+    where = f"/namespaces/{namespace}" if namespace else ""
+    base = f"/apis/{group_of(kind)}/v1alpha1{where}/{PLURALS[kind]}"
     return f"{base}/{name}" if name else base
 
 
-def engine_intent(experiment: Experiment, now: datetime) -> Injection:
+async def engine_intent(experiment: Experiment, now: datetime, reader: Reader) -> Injection:
     """Say which object is about to be made. Its UID is the experiment's: it has none yet."""
     engine, status = experiment.wants.fault.engine, experiment.status
     assert engine is not None, "the model sees to it"
     assert status.revert_by is not None, "it is set when an experiment begins"
-    made(experiment, engine)
+    bound(experiment, engine)
     name = f"{experiment.name[:40]}-{status.run}-{experiment.uid[:8]}"
     ref = Ref(f"{group_of(engine.kind)}/v1alpha1", engine.kind, experiment.namespace, name, experiment.uid)
     return Injection(
@@ -64,35 +64,8 @@ def engine_intent(experiment: Experiment, now: datetime) -> Injection:
         round=status.rounds,
         intended_at=now,
         revert_by=status.revert_by,
-        prior=json.dumps(hit_by(engine)),
+        prior=json.dumps(await nodes_of(engine, reader)),
     )
-
-
-def hit_by(engine: Engine) -> list[str]:
-    """Name the nodes that a ChaosEngine is told to hit."""
-    return [
-        name
-        for one in engine.spec.get("experiments") or ()
-        for env in ((one.get("spec") or {}).get("components") or {}).get("env") or ()
-        if env.get("name") in {"TARGET_NODE", "TARGET_NODES"}
-        for name in str(env.get("value", "")).split(",")
-    ]
-
-
-def made(experiment: Experiment, engine: Engine) -> JSON:
-    """Give the engine's spec, bound to the namespace of the experiment; raises UnfitError for one that is not."""
-    spec: dict[str, Any] = copy.deepcopy(engine.spec)
-    here = experiment.namespace
-    if engine.kind == "ChaosEngine":
-        about = spec.get("appinfo") or {}
-        if about.get("appns", here) != here:
-            raise UnfitError(f"appinfo.appns is {about['appns']}: it may only be {here}")
-        return {**spec, "engineState": "active"}
-    selector = spec.setdefault("selector", {})
-    if set(selector.get("namespaces", [here])) != {here} or "pods" in selector or "nodes" in selector:
-        raise UnfitError(f"spec.selector may only select pods by their labels, in namespace {here}")
-    selector["namespaces"] = [here]
-    return spec
 
 
 class EngineRun(Act):
@@ -116,7 +89,7 @@ class EngineRun(Act):
                 "annotations": {INJECTED: experiment.mark, REVERT_BY: until},
                 "ownerReferences": [{"apiVersion": API, "kind": KIND, "name": experiment.name, "uid": experiment.uid}],
             },
-            "spec": made(experiment, engine),
+            "spec": bound(experiment, engine),
         }
         try:
             await hands.writer.create(place(ref.kind, ref.namespace), body)
@@ -128,7 +101,7 @@ class EngineRun(Act):
     async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
         """Tell how far the engine is, in its own words."""
         ref = injection.target.ref
-        body = await hands.reader.get(place(ref.kind, ref.namespace, ref.name))
+        body = await _found(place(ref.kind, ref.namespace, ref.name), hands)
         status = (body or {}).get("status") or {}
         if ref.kind == "ChaosEngine":
             told = [
@@ -154,7 +127,14 @@ class EngineRun(Act):
         if "deletionTimestamp" not in body["metadata"]:
             await hands.writer.delete(path, {"preconditions": {"uid": body["metadata"]["uid"]}})
         gone = await hands.reader.get(path) is None
-        return Back(proven=gone, note="the engine's object is gone" if gone else "the engine still takes it back")
+        return Back(proven=gone, note="the engine's object is gone" if gone else await _waits(path, hands))
+
+
+async def _waits(path: str, hands: Hands) -> str:
+    """Say for whom an engine's object waits, and what people can do if he never comes."""
+    body = await _found(path, hands)
+    held = ", ".join((body or {"metadata": {}})["metadata"].get("finalizers") or ())
+    return f"the engine still takes it back: it goes when its controller takes {held or 'it'} away" if body else ""
 
 
 async def _found(path: str, hands: Hands) -> JSON | None:

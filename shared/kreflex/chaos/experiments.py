@@ -6,6 +6,8 @@ before it, so that whoever comes after a kill can take it back.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -16,7 +18,7 @@ from kreflex.cluster import Reader, Writer
 from kreflex.durations import Duration, parse_duration
 from kreflex.parts import Part, Share
 from kreflex.policy import GROUP, VERSION, Selector
-from kreflex.records import Target, Time
+from kreflex.records import HIT_BY, Approval, Target, Time
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON, Ref
 
@@ -27,10 +29,15 @@ FUNCTION = "chaos-runner"
 OPT_IN = f"{GROUP}/chaos"
 ALLOWED = "allowed"
 # What an object carries that something was injected into: whose it is, until when, and how it was before.
-INJECTED, REVERT_BY, PRIOR = (f"{GROUP}/{one}" for one in ("chaos-experiment", "revert-by", "chaos-prior"))
+INJECTED, REVERT_BY, PRIOR = HIT_BY, f"{GROUP}/revert-by", f"{GROUP}/chaos-prior"
 FINALIZER = f"{GROUP}/chaos"
 TIMELINE = 200
-_LOG = 100
+# All of a status has to fit into one write, and etcd takes 1.5 MiB: https://etcd.io/docs/v3.6/dev-guide/limit/
+INJECTIONS, PRIORS = 300, 256 * 1024
+TURNS = 50
+_PAST = 20
+_HARD = timedelta(hours=24)
+_SECOND = timedelta(seconds=1)
 
 FaultKind = Literal[
     "PodKill",
@@ -95,7 +102,8 @@ class Http(Part):
 
     url: str = Field(pattern=r"^https?://\S+$", max_length=2000)
     codes: tuple[int, ...] = Field((200,), min_length=1, max_length=20)
-    timeout: Duration = parse_duration("2s")
+    # Nothing else is looked at while a probe waits.
+    timeout: Duration = Field(parse_duration("2s"), ge=_SECOND, le=parse_duration("10s"))
 
 
 class Comparison(Part):
@@ -119,6 +127,15 @@ class Thing(Comparison):
     path: str = Field(pattern=r"^[A-Za-z0-9_.=\[\]-]+$", max_length=500, description="As status.readyReplicas.")
 
 
+class JobOf(Part):
+    """A Job that has to succeed: it is made from a CronJob of the experiment's namespace that has opted in."""
+
+    cron_job: str = Field(min_length=1, max_length=52, description="It may be suspended: it only keeps the template.")
+    within: Duration = Field(
+        parse_duration("1m"), ge=_SECOND, le=parse_duration("5m"), description="How long it may take."
+    )
+
+
 When = Literal["Before", "During", "After"]
 
 
@@ -128,17 +145,18 @@ class Probe(Part):
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
     weight: int = Field(10, ge=0, le=100)
     when: tuple[When, ...] = Field(("Before", "During", "After"), min_length=1, max_length=3)
-    every: Duration = Field(parse_duration("5s"), description="How often, during.")
+    every: Duration = Field(parse_duration("5s"), ge=_SECOND, description="How often, during.")
     failures: int = Field(0, ge=0, description="During: abort after so many failures in a row; 0 does not.")
     tolerated: int = Field(0, ge=0, le=100, description="During: percent of checks that may fail.")
     http: Http | None = None
     promql: PromQl | None = None
     object: Thing | None = None
+    job: JobOf | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Probe:
-        if sum(one is not None for one in (self.http, self.promql, self.object)) != 1:
-            raise ValueError(f"probe {self.name} must have one of http, promql and object")
+        if sum(one is not None for one in (self.http, self.promql, self.object, self.job)) != 1:
+            raise ValueError(f"probe {self.name} must have one of http, promql, object and job")
         return self
 
 
@@ -174,7 +192,7 @@ class ExperimentSpec(Part):
     interval: Duration | None = Field(None, description="PodKill: again and again, each time others.")
     duration: Duration = parse_duration("1m")
     ttl: Duration = Field(
-        parse_duration("10m"), description="From the start: then all is taken back, whatever happens."
+        parse_duration("10m"), le=_HARD, description="From the start: then all is taken back, whatever happens."
     )
     recovery: Duration = Field(parse_duration("1m"), description="How long the probes after it may take to pass.")
     probes: tuple[Probe, ...] = Field((), max_length=20)
@@ -188,6 +206,7 @@ class ExperimentSpec(Part):
     every: Duration | None = Field(None, description="Begin anew so long after the start of the last run.")
     weight: int = Field(10, ge=0, le=100, description="In the score of a game day.")
     stop: bool = Field(default=False, description="True aborts it, and takes all back.")
+    approval: Approval | None = Field(None, description="A person's yes to it, as it is, where a policy asks for one.")
 
     @model_validator(mode="after")
     def _fits(self) -> ExperimentSpec:
@@ -195,6 +214,12 @@ class ExperimentSpec(Part):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def plan_hash(self) -> str:
+        """Name what is approved: all of it but the approval itself, and the wish to stop it."""
+        told = self.model_dump(mode="json", by_alias=True, exclude={"approval", "stop"})
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _too_long(self) -> list[str]:
         longest = max(self.duration, self.expects.within if self.expects else timedelta())
@@ -245,6 +270,13 @@ class Injection(Part):
         return self.state in {"Intended", "Injected"}
 
 
+class Span(Part):
+    """From when to when a run was."""
+
+    since: Time
+    until: Time
+
+
 class Turn(Part):
     """From when on a probe passed, or failed."""
 
@@ -264,7 +296,8 @@ class Probed(Part):
     failed: int = Field(0, ge=0)
     in_a_row: int = Field(0, ge=0)
     last: Time | None = None
-    turns: tuple[Turn, ...] = Field((), max_length=_LOG)
+    tries: int = Field(0, ge=0, description="Jobs that have failed afterwards.")
+    turns: tuple[Turn, ...] = Field((), max_length=TURNS)
 
 
 class Healed(Part):
@@ -309,6 +342,9 @@ class ExperimentStatus(Part):
     deadline: Time | None = None
     due_at: Time | None = None
     run: int = Field(0, ge=0)
+    waiting_since: Time | None = Field(None, description="Since when its next run could begin.")
+    past: tuple[Span, ...] = Field((), max_length=_PAST, description="The runs before this one.")
+    slos: str = Field("", max_length=5000, description="Whose error budgets have to hold, as they were when it began.")
     started_at: Time | None = None
     ends_at: Time | None = None
     revert_by: Time | None = None
@@ -318,7 +354,7 @@ class ExperimentStatus(Part):
     eligible: int = Field(0, ge=0)
     next_round_at: Time | None = None
     aborted: str | None = Field(None, max_length=500)
-    injected: tuple[Injection, ...] = Field((), max_length=500)
+    injected: tuple[Injection, ...] = Field((), max_length=INJECTIONS)
     probes: tuple[Probed, ...] = Field((), max_length=20)
     remediation: Healed | None = None
     lost: int = Field(0, ge=0, description="Requests of http probes that failed, from the fault to its end.")
@@ -361,6 +397,18 @@ class Experiment:
             raise ValueError(f"{self} can't be read: {self.broken}")
         return self.spec
 
+    @property
+    def again_at(self) -> datetime | None:
+        """Tell when its next run is due. One that was refused counts as one, or it would be due again at once."""
+        status, every = self.status, None if self.spec is None or self.leaving else self.spec.every
+        last = status.finished_at if status.phase == "Refused" else status.started_at or status.finished_at
+        return None if every is None or last is None else last + every
+
+    @property
+    def late_at(self) -> datetime | None:
+        """Tell from when on it is too late to begin."""
+        return None if self.spec is None else (self.status.waiting_since or self.created) + self.spec.start_within
+
     def due(self, now: datetime) -> bool:
         """Tell whether chaos-runner should look at it now."""
         status = self.status
@@ -369,10 +417,16 @@ class Experiment:
         if FINALIZER in self.finalizers and (self.leaving or status.phase in FINAL):
             return True
         if status.phase in FINAL:
-            again = None if self.spec is None else self.spec.every
-            started = status.started_at or status.finished_at
-            return again is not None and started is not None and started + again <= now and not self.leaving
-        return status.due_at is None or status.due_at <= now or (self.spec is not None and self.spec.stop)
+            return self.again_at is not None and self.again_at <= now
+        return status.due_at is None or status.due_at <= now or self._said(now)
+
+    def _said(self, now: datetime) -> bool:
+        """Tell whether a person has said what it waits for, or that it has to stop."""
+        if self.spec is None:
+            return False
+        given = self.spec.approval
+        fits = given is not None and given.plan_hash == self.spec.plan_hash and given.until > now
+        return self.spec.stop or (self.status.guard == "Approve" and fits)
 
 
 _FINALIZERS = Check(
@@ -448,7 +502,7 @@ class Experiments:
         whole = status.model_dump(mode="json", by_alias=True)
         lists = {
             field: [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in getattr(status, field)]
-            for field in ("injected", "probes", "budget", "timeline")
+            for field in ("injected", "probes", "budget", "timeline", "past")
         }
         healed = status.remediation
         told = {"remediation": None if healed is None else healed.model_dump(mode="json", by_alias=True)}

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from kreflex.actions import BlockedError, evict
 from kreflex.chaos.changes import Change, injecting, left, read, reverting, value, write
-from kreflex.chaos.corruptions import ISOLATED, changes_of
+from kreflex.chaos.corruptions import ISOLATED, UnfitError, changes_of
 from kreflex.chaos.experiments import (
     ALLOWED,
     API,
@@ -23,16 +23,18 @@ from kreflex.chaos.experiments import (
     FaultKind,
     Injection,
 )
-from kreflex.chaos.targets import labels_of, place, place_of, ref_of
+from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
-from kreflex.errors import ConflictError, GoneError
+from kreflex.errors import ApiError, ConflictError, GoneError
+from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
 from kreflex.upkeep import Drain
 from kreflex.views import JSON, Pod, controller_of, pod_view
 
 _MOST_PRIOR = 60_000
+_INVALID = 422
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,15 @@ class Changing(Act):
             return _without_mark(body, changes)
         steps, foreign = reverting(body, changes)
         kept = {key: text for key, text in notes.items() if key not in {INJECTED, REVERT_BY, PRIOR}}
-        await hands.writer.patch(path, _patch(body, kept, steps))
+        try:
+            await hands.writer.patch(path, _patch(body, kept, steps))
+        except ApiError as error:
+            if error.status != _INVALID or not foreign:
+                raise
+            # As a probe with two handlers, ours and the one that somebody else has set meanwhile.
+            await hands.writer.patch(path, _patch(body, kept, []))
+            told = f"somebody else has set {', '.join(foreign)}, and beside it the rest can't be put back"
+            return Back(proven=True, state="Foreign", note=f"{told}: {', '.join(left(body, changes))}: {error}"[:500])
         return _proof(await hands.reader.get(path), injection, changes, foreign)
 
 
@@ -134,7 +144,9 @@ def _differs(body: JSON, change: Change) -> bool:
 def _without_mark(body: JSON, changes: tuple[Change, ...]) -> Back:
     still = left(body, changes)
     if still:
-        return Back(proven=False, note=f"{', '.join(still)} is as we made it, but our mark is gone: look at it")
+        how = "put it back by hand, as status.injected has it in prior"
+        told = f"{', '.join(still)} is as we made it, but our mark is gone, so we may not touch it: {how}"
+        return Back(proven=False, state="Stuck", note=told[-500:])
     return Back(proven=True, note="it was never done, or is taken back already")
 
 
@@ -168,6 +180,8 @@ async def _same(injection: Injection, reader: Reader) -> JSON:
     body = await reader.get(place_of(injection.target.ref))
     if body is None or body["metadata"]["uid"] != injection.target.uid or "deletionTimestamp" in body["metadata"]:
         raise GoneError(f"{injection.target.ref} went away by itself", 404)
+    if refuses(body["metadata"]):
+        raise UnfitError(refuses(body["metadata"]))
     return body
 
 
@@ -209,6 +223,8 @@ class Draining(Changing):
         gone, kept = [], []
         for pod in evictable(pods, Drain()).evictable:
             try:
+                if await _opted_out(pod, hands.reader):
+                    continue
                 await evict(pod, hands.writer, hands.reader)
                 gone.append(pod.ref.name)
             except BlockedError as blocked:
@@ -230,6 +246,13 @@ async def _may_go(pods: list[Pod], hands: Hands) -> list[Pod]:
         for pod in pods
         if pod.ref.namespace in free and pod.labels.get(OPT_IN, free[pod.ref.namespace].get(OPT_IN, ALLOWED)) == ALLOWED
     ]
+
+
+async def _opted_out(pod: Pod, reader: Reader) -> str:
+    """Tell whether a pod or its owner has opted out of what is done automatically."""
+    top = await reader.top_owner(pod)
+    said = {"the pod": pod.annotations, **({} if top is None else {str(top.ref): top.annotations})}
+    return next((f"{name} has the annotation {OPT_OUT}" for name, one in said.items() if opted_out(one)), "")
 
 
 class Isolating(Changing):
@@ -262,7 +285,7 @@ class Isolating(Changing):
 
 def policy_name(name: str, uid: str) -> str:
     """Name the NetworkPolicy of an experiment."""
-    return f"chaos-{name[:60]}-{uid[:8]}"
+    return f"chaos-{name[:60].rstrip('.-')}-{uid[:8]}"
 
 
 def isolation(experiment: Experiment) -> JSON:
@@ -299,7 +322,10 @@ async def intent(experiment: Experiment, body: JSON, kind: str, now: datetime, h
     act = act_of(experiment.wants.fault.kind)
     target, status = ref_of(body, kind), experiment.status
     # Who would be healed, as the functions see it.
-    top = await hands.reader.top_owner(pod_view(body)) if kind == "Pod" else None
+    pod = pod_view(body) if kind == "Pod" else None
+    top = None if pod is None else await hands.reader.top_owner(pod)
+    if top is not None and opted_out(top.annotations):
+        raise UnfitError(f"{top.ref} has the annotation {OPT_OUT}")
     owner = controller_of(body["metadata"]) if top is None else top.ref
     assert status.revert_by is not None, "it is set when an experiment begins"
     return Injection(

@@ -6,6 +6,9 @@ import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 
+from pydantic import ValidationError
+
+from kreflex.audit import log
 from kreflex.chaos.experiments import Experiment, Healed, Injection
 from kreflex.cluster import Reader
 from kreflex.policy import GROUP, VERSION
@@ -40,7 +43,11 @@ _RANK = {"Open": 0, "Acting": 1, "Applied": 2, "Done": 3}
 async def _records(namespace: str, function: str, reader: Reader) -> AsyncIterator[Record]:
     path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/remediations"
     async for body in reader.list(path, labelSelector=f"{GROUP}/function={function}"):
-        yield read_record(body)
+        try:
+            yield read_record(body)
+        except ValidationError as error:
+            # Nobody can say what it has done; the experiment has its end all the same.
+            log.warning("remediation.unreadable", record=body["metadata"]["name"], error=str(error))
 
 
 def _about(record: Record, experiment: Experiment) -> bool:

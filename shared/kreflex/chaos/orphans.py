@@ -7,17 +7,19 @@ middle of its write and goes on after all was taken back.
 from __future__ import annotations
 
 from kreflex.audit import log
+from kreflex.chaos import engines
+from kreflex.chaos.engines import PLURALS
 from kreflex.chaos.experiments import INJECTED, PRIOR, REVERT_BY, Experiments, Injection
 from kreflex.chaos.faults import Changing, Hands
 from kreflex.chaos.targets import place, ref_of
 from kreflex.cluster import Writer
-from kreflex.errors import ApiError, ConflictError, KreflexError, OutageError
+from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError, OutageError, UnavailableError
 from kreflex.records import Target
 from kreflex.views import JSON, moment
 from kreflex.world import World
 
 KINDS = ("Node", "Pod", "Deployment", "StatefulSet", "ConfigMap", "Lease")
-_POLICIES = "NetworkPolicy"
+REMOVED = ("NetworkPolicy", *PLURALS)
 _TRIES = 5
 
 
@@ -33,20 +35,20 @@ class Orphans:
     async def take_back(self) -> list[str]:
         """Take back what no experiment answers for any more; what went wrong, in words."""
         errors = []
-        for kind in (*KINDS, _POLICIES):
+        for kind in (*KINDS, *REMOVED):
             try:
                 errors += await self._of_kind(kind)
-            except OutageError as error:
-                if error.status not in {403, 404}:
-                    raise
-                errors.append(f"what is left of {kind}s can't be seen: {error}")
+            except UnavailableError as error:
+                # The others are looked at all the same. What is served nowhere has left nothing.
+                if not (kind in PLURALS and isinstance(error, OutageError) and error.status == 404):
+                    errors.append(f"what is left of {kind}s can't be seen: {error}")
         return errors
 
     async def _of_kind(self, kind: str) -> list[str]:
         found = [
             body
             for namespace in self._places(kind)
-            async for body in self._world.cluster.list_metadata(place(kind, namespace))
+            async for body in self._world.cluster.list_metadata(_all(kind, namespace))
             if INJECTED in (body["metadata"].get("annotations") or {})
         ]
         told = [await self._one(kind, body) for body in found]
@@ -65,7 +67,7 @@ class Orphans:
             try:
                 if await self._looked_after(mark, body):
                     return ""
-                return await self._remove(body) if kind == _POLICIES else await self._restore(kind, body, mark)
+                return await self._remove(kind, body) if kind in REMOVED else await self._restore(kind, body, mark)
             except ConflictError as error:
                 # Its controller writes its status all the time.
                 because = str(error)
@@ -77,7 +79,12 @@ class Orphans:
     async def _looked_after(self, mark: str, body: JSON) -> bool:
         """Tell whether an experiment is at it, and its time is not over."""
         namespace, name, uid = [*mark.split("/"), "", ""][:3]
-        found = await self._experiments.get(namespace, name) if namespace and name else None
+        try:
+            found = await self._experiments.get(namespace, name) if namespace and name else None
+        except (OutageError, ValueError):
+            # One that nobody can read, or whose kind is served no more: by the object's own word, then.
+            until = moment(body["metadata"]["annotations"].get(REVERT_BY))
+            return until is not None and self._world.now() < until
         if found is None or found.uid != uid:
             return False
         mine = [one for one in found.status.injected if one.target.uid == body["metadata"]["uid"]]
@@ -97,12 +104,21 @@ class Orphans:
         log.warning("experiment.orphan", object=str(ref), experiment=mark, proven=back.proven, note=back.note)
         return "" if back.proven else f"{ref}: {back.note}"
 
-    async def _remove(self, body: JSON) -> str:
+    async def _remove(self, kind: str, body: JSON) -> str:
         meta = body["metadata"]
+        if "deletionTimestamp" in meta:
+            return ""
         try:
             await self._writer.delete(
-                place(_POLICIES, meta["namespace"], meta["name"]), {"preconditions": {"uid": meta["uid"]}}
+                _all(kind, meta["namespace"], meta["name"]), {"preconditions": {"uid": meta["uid"]}}
             )
+        except GoneError:
+            return ""
         except ApiError as error:
-            return f"NetworkPolicy {meta['namespace']}/{meta['name']}: {error}"
+            return f"{kind} {meta['namespace']}/{meta['name']}: {error}"
+        log.warning("experiment.orphan", object=f"{kind} {meta['namespace']}/{meta['name']}", proven=True)
         return ""
+
+
+def _all(kind: str, namespace: str, name: str = "") -> str:
+    return engines.place(kind, namespace, name) if kind in PLURALS else place(kind, namespace, name)

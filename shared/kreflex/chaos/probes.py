@@ -10,9 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kreflex.chaos.changes import ABSENT, value
-from kreflex.chaos.experiments import Comparison, Http, Probe, Probed, Thing, Turn
+from kreflex.chaos.experiments import TURNS, Comparison, Experiment, Http, Probe, Probed, Thing, Turn
+from kreflex.chaos.jobs import look_at
 from kreflex.chaos.targets import place
 from kreflex.chaos.web import status_of
+from kreflex.cluster import Writer
 from kreflex.errors import KreflexError
 from kreflex.world import World
 
@@ -24,7 +26,6 @@ _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_TURNS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,32 @@ class Seen:
     said: str
 
 
-async def look(probe: Probe, namespace: str, world: World, hosts: frozenset[str]) -> Seen:
-    """Look once; whatever goes wrong is a failure with its reason."""
-    try:
+@dataclass(frozen=True)
+class Eyes:
+    """What probes look with."""
+
+    world: World
+    writer: Writer
+    hosts: frozenset[str]
+
+    async def look(self, probe: Probe, experiment: Experiment, turn: str) -> Seen | None:
+        """Look once; None while its Job of this turn runs. Whatever goes wrong is a failure with its reason."""
+        try:
+            if probe.job is not None:
+                ended = await look_at(probe, experiment, turn, self.world.cluster, self.writer)
+                return None if ended is None else Seen(*ended)
+            return await self._at_once(probe, experiment.namespace)
+        except KreflexError as error:
+            return Seen(ok=False, said=str(error)[:200])
+
+    async def _at_once(self, probe: Probe, namespace: str) -> Seen:
         if probe.http is not None:
-            return await _ask(probe.http, namespace, hosts)
+            return await _ask(probe.http, namespace, self.hosts)
         if probe.promql is not None:
-            number = await world.metrics.scalar(probe.promql.query)
+            number = await self.world.metrics.scalar(probe.promql.query)
             return _compared(probe.promql, ABSENT if number is None else number)
         assert probe.object is not None, "the model sees to it"
-        return _compared(probe.object, await _field(probe.object, namespace, world))
-    except KreflexError as error:
-        return Seen(ok=False, said=str(error)[:200])
+        return _compared(probe.object, await _field(probe.object, namespace, self.world))
 
 
 async def _ask(asked: Http, namespace: str, hosts: frozenset[str]) -> Seen:
@@ -90,7 +105,7 @@ def noted(probed: Probed, seen: Seen, now: datetime) -> Probed:
     """Add what was seen during an experiment."""
     turns = probed.turns
     if not turns or turns[-1].ok != seen.ok:
-        turns = (*turns, Turn(at=now, ok=seen.ok, said=seen.said[:200]))[-_TURNS:]
+        turns = (*turns, Turn(at=now, ok=seen.ok, said=seen.said[:200]))[-TURNS:]
     return probed.model_copy(
         update={
             "passed": probed.passed + seen.ok,

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,26 +17,30 @@ from kreflex.chaos.engines import engine_intent
 from kreflex.chaos.experiments import (
     FINAL,
     FINALIZER,
+    INJECTIONS,
+    PRIORS,
     TIMELINE,
     Experiment,
     Experiments,
     ExperimentSpec,
+    ExperimentStatus,
     Injection,
     Level,
     Line,
     Phase,
     Probe,
     Probed,
+    Span,
     Verdict,
 )
 from kreflex.chaos.faults import Act, Back, Hands, TooMuchError, act_of, intent
 from kreflex.chaos.healing import healed_by
 from kreflex.chaos.news import tell
-from kreflex.chaos.probes import look, noted
+from kreflex.chaos.probes import Eyes, Seen, noted
 from kreflex.chaos.score import score, shortfalls
-from kreflex.chaos.targets import choose, eligible, kind_of, place_of
+from kreflex.chaos.targets import choose, eligible, kind_of
 from kreflex.cluster import Reader, Writer, acting_until
-from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, UnavailableError
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, UnavailableError
 from kreflex.views import JSON
 from kreflex.world import World
 
@@ -49,6 +53,11 @@ _RESERVE = timedelta(seconds=3)
 _BUDGET_EVERY = timedelta(seconds=4)
 _STEP = timedelta(seconds=1)
 _LOOK = timedelta(seconds=5)
+# What can't be taken back for so long needs a person: it is tried each minute then, so that no process stays for it.
+_STUBBORN = timedelta(minutes=10)
+# The result of a Job before an experiment holds for so long.
+_FRESH = timedelta(minutes=10)
+_PAST = 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Runner:
         self._writer = writer
         self._terms = terms
         self._hands = Hands(self._reader, writer, world.home)
+        self._eyes = Eyes(world, writer, terms.hosts)
         self.experiments = Experiments(self._reader, writer)
         self._me = f"{socket.gethostname()[:200]}/{uuid.uuid4().hex[:8]}"
         self._busy: set[str] = set()
@@ -95,11 +105,14 @@ class Runner:
             held = await self._save(experiment, holder=self._me)
             while self.now() < end:
                 before = held
-                held, wait = await self._step(held)
-                if wait is None:
-                    return held
-                if held.status.phase in FINAL or wait > end - self.now():
-                    return await self._let_go(held, wait)
+                try:
+                    held, wait = await self._step(held)
+                    if wait is None:
+                        return held
+                    if held.status.phase in FINAL or wait > end - self.now():
+                        return await self._let_go(held, wait)
+                except ConflictError as error:
+                    held, wait = await self._still_mine(held, error), timedelta()
                 if held is before or wait > timedelta():
                     await asyncio.sleep(max(wait, _STEP / 5).total_seconds())
             return await self._let_go(held, timedelta())
@@ -107,6 +120,13 @@ class Runner:
             # Somebody else has changed it: whoever is woken by that goes on.
             log.info("experiment.changed", experiment=str(experiment), error=str(error))
             return None
+
+    async def _still_mine(self, held: Experiment, error: ConflictError) -> Experiment:
+        """Read it again: people have changed the spec, or deleted it, and wait for whoever is at work to hear of it."""
+        found = await self.experiments.get(held.namespace, held.name)
+        if found is None or found.uid != held.uid or found.status.holder != self._me:
+            raise error
+        return found
 
     async def _let_go(self, held: Experiment, wait: timedelta) -> Experiment:
         due_at = None if held.status.phase in FINAL else self.now() + wait
@@ -150,14 +170,7 @@ class Runner:
         spec, now = held.wants, self.now()
         if held.leaving:
             return await self._release(held), None
-        stop = await self._busy_place(held) or await gates.may_begin(held, self._world)
-        bodies = [] if stop else await self._eligible(held)
-        if stop is None:
-            left = await gates.budget(held, self._world, bodies[0] if bodies else None)
-            stop = gates.of_budget(left)
-        if stop is None and spec.fault.kind != "Engine":
-            choice = choose(held, bodies, (), len(bodies))
-            stop = None if choice.chosen else gates.Stop("Targets", choice.because, final=True)
+        stop, bodies, slos = await self._may_begin(held)
         if stop is not None:
             return await self._refuse(held, stop)
         held = await self._save(await self.experiments.hold(held, hold=True))
@@ -165,19 +178,40 @@ class Runner:
             taken = await turns.take(held, now + spec.ttl + _SLACK, self._reader, self._writer)
         if taken is not None:
             return await self._refuse(held, gates.Stop("Busy", taken))
-        probed = [await self._first_look(probe, held) for probe in spec.probes]
-        failed = [
-            f"{probe.name}: {text}"
-            for probe, (one, text) in zip(spec.probes, probed, strict=True)
-            if one.before is False
-        ]
+        probed = await asyncio.gather(*(self._first_look(probe, held) for probe in spec.probes))
+        ones = tuple(one for one, _ in probed)
+        failed = [f"{one.name}: {text}" for one, text in probed if one.before is False]
         if failed:
             refused = gates.Stop("SteadyState", f"not steady before it: {'; '.join(failed)}", final=True)
-            return await self._refuse(held, refused, probes=tuple(one for one, _ in probed), score=None)
-        return await self._start(held, tuple(one for one, _ in probed), len(bodies)), timedelta()
+            return await self._refuse(held, refused, probes=ones, score=None)
+        running = [text for one, text in probed if one.before is None and text]
+        if running:
+            return (await self._refuse(held, gates.Stop("SteadyState", f"not known yet: {running[0]}")))[0], AGAIN
+        return await self._start(held, ones, len(bodies), slos), timedelta()
 
-    async def _start(self, held: Experiment, probed: tuple[Probed, ...], count: int) -> Experiment:
-        spec, now = held.wants, self.now()
+    async def _may_begin(self, held: Experiment) -> tuple[gates.Stop | None, list[JSON], str]:
+        """Tell what keeps it from beginning, or what may be hit and whose budgets have to hold."""
+        stop = await self._busy_place(held) or await gates.may_begin(held, self._world)
+        try:
+            bodies = [] if stop else await self._eligible(held)
+        except ApiError as error:
+            if _is_outage(error):
+                raise
+            # As a selector that the API server does not take.
+            stop, bodies = gates.Stop("Targets", str(error), final=True), []
+        slos = "" if stop else await gates.objectives(held, self._world, bodies)
+        if stop is None and isinstance(slos, gates.Stop):
+            stop = slos
+        if stop is not None or isinstance(slos, gates.Stop):
+            return stop, bodies, ""
+        stop = gates.of_budget(await gates.budget(held, slos, self._world))
+        if stop is None and held.wants.fault.kind != "Engine":
+            choice = choose(held, bodies, (), len(bodies))
+            stop = None if choice.chosen else gates.Stop("Targets", choice.because, final=True)
+        return stop, bodies, slos
+
+    async def _start(self, held: Experiment, probed: tuple[Probed, ...], count: int, slos: str) -> Experiment:
+        spec, now, status = held.wants, self.now(), held.status
         longest = _longest(spec)
         return await self._save(
             held,
@@ -187,7 +221,10 @@ class Runner:
             reason=None,
             verdict=None,
             score=None,
-            run=held.status.run + 1,
+            run=status.run + 1,
+            slos=slos,
+            waiting_since=None,
+            budget=(),
             started_at=now,
             ends_at=None,
             revert_by=now + spec.ttl,
@@ -215,13 +252,17 @@ class Runner:
         probed = Probed(name=probe.name, weight=probe.weight)
         if "Before" not in probe.when:
             return probed, ""
-        seen = await look(probe, held.namespace, self._world, self._terms.hosts)
+        # The same Job for whoever asks again soon, and another one where an experiment waits for long.
+        turn = f"{held.status.run}/before/{self.now().timestamp() // _FRESH.total_seconds():.0f}"
+        seen = await self._eyes.look(probe, held, turn)
+        if seen is None:
+            return probed, f"the Job of {probe.name} runs"
         return probed.model_copy(update={"before": seen.ok}), seen.said
 
     async def _refuse(self, held: Experiment, stop: gates.Stop, **changes: Any) -> tuple[Experiment, timedelta | None]:
         """Say why it does not begin; what may be over soon is asked again, but not for ever."""
         now, status = self.now(), held.status
-        late = held.spec is not None and now > max(held.created, status.due_at or held.created) + held.spec.start_within
+        late = held.late_at is not None and now > held.late_at
         told = (status.phase, status.guard, status.reason) == ("Pending", stop.guard, stop.because[:1000])
         if not stop.final and not late:
             # It waits without what it needs to run: others may begin.
@@ -230,7 +271,9 @@ class Runner:
                 held = await self._save(
                     held, ("waits", f"{stop.guard}: {stop.because}"), guard=stop.guard, reason=stop.because[:1000]
                 )
-                await tell(self._writer, held, "Warning", f"Kreflex{stop.guard}", stop.because, now)
+                if status.guard != stop.guard:
+                    # Once for each guard: its reason may have another number each minute.
+                    await tell(self._writer, held, "Warning", f"Kreflex{stop.guard}", stop.because, now)
             return held, RECHECK
         held = await self._save(
             held,
@@ -247,7 +290,11 @@ class Runner:
     # Running
 
     async def _run(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
-        spec, status, now = held.wants, held.status, self.now()
+        spec = held.wants
+        # First of all, and by the clock alone: whatever else can't be read, no fault outlasts its time.
+        late = self._late(held)
+        if late:
+            return await self._turn_back(held, late, abort=False), timedelta()
         held, left = await self._level(held)
         stop = await gates.must_end(held, spec, self._world, left) or self._lost(held)
         if stop is not None:
@@ -259,10 +306,19 @@ class Runner:
         over = await self._over(held)
         if over:
             return await self._turn_back(held, over, abort=False), timedelta()
+        status, now = held.status, self.now()
         # Whatever is waited for: the budget, the policies and spec.stop are asked again soon.
         waits = [_LOOK, *(one - now for one in (status.ends_at, status.next_round_at) if one is not None)]
         waits += [probe.every for probe in spec.probes if "During" in probe.when]
         return held, min([max(_STEP / 5, one) for one in waits if one > timedelta()] or [_STEP], default=_STEP)
+
+    def _late(self, held: Experiment) -> str:
+        """Tell whether its time is over, whatever it has come to; nothing is begun then that was only planned."""
+        status, now = held.status, self.now()
+        if status.revert_by is None or now >= status.revert_by - AGAIN:
+            return "its TTL is over"
+        planned = any(one.state == "Intended" for one in status.injected)
+        return "its time is over" if planned and status.ends_at is not None and now >= status.ends_at else ""
 
     async def _level(self, held: Experiment) -> tuple[Experiment, Any]:
         """Ask the error budget, not more often than it can change."""
@@ -270,17 +326,15 @@ class Runner:
         asked = self._levels.get(held.uid)
         if spec.without_budget is not None or (asked is not None and now - asked < _BUDGET_EVERY):
             return held, None
-        bodies = [] if spec.budget else await self._targets_now(held)
-        left = await gates.budget(held, self._world, bodies[0] if bodies else None)
+        left = await gates.budget(held, held.status.slos, self._world)
         self._levels[held.uid] = now
         if left is None or left.left is None:
             return held, left
         level = Level(at=now, left=round(left.left, 4), burning=left.burning)
+        last = held.status.budget[-1:]
+        if last and (last[0].left, last[0].burning) == (level.left, level.burning):
+            return held, left
         return await self._save(held, budget=(*held.status.budget, level)[-TIMELINE:]), left
-
-    async def _targets_now(self, held: Experiment) -> list[JSON]:
-        found = [await self._reader.get(place_of(one.target.ref)) for one in held.status.injected[:1]]
-        return [body for body in found if body is not None] or await self._eligible(held)
 
     def _lost(self, held: Experiment) -> gates.Stop | None:
         """Tell whether the steady state is lost for longer than people accept."""
@@ -312,9 +366,15 @@ class Runner:
                 return await self._save(
                     held, ("passed", "those of the round before are not back yet"), next_round_at=following
                 )
-            choice = choose(held, bodies, (one.target.uid for one in status.injected), status.eligible)
+            # There may be fewer than when it was begun: a share of those that are left.
+            of = min(status.eligible, len(bodies))
+            choice = choose(held, bodies, (one.target.uid for one in status.injected), of)
             chosen = list(choice.chosen)
         planned, unfit = await self._plan(held, chosen)
+        if sum(len(one.prior) for one in (*status.injected, *planned)) > PRIORS:
+            unfit, planned = [f"the state before would take more than {PRIORS // 1024} KiB: hit less at a time"], []
+        if len(status.injected) + len(planned) > INJECTIONS:
+            unfit, planned = [f"more than {INJECTIONS} objects are not remembered: hit less"], []
         if not planned:
             text = "; ".join(unfit) or "nothing may be hit any more"
             if status.rounds:
@@ -336,7 +396,7 @@ class Runner:
         for body in chosen:
             try:
                 if held.wants.fault.kind == "Engine":
-                    planned.append(engine_intent(held, self.now()))
+                    planned.append(await engine_intent(held, self.now(), self._reader))
                 else:
                     planned.append(await intent(held, body, kind, self.now(), self._hands))
             except (UnfitError, TooMuchError) as error:
@@ -359,9 +419,11 @@ class Runner:
         except GoneError:
             # A pod that was to be killed has been, by whoever died before he could say so.
             at, note = (hit if one.fault == "PodKill" else None), f"{one.target.ref} is gone"
-        except (ConflictError, DeniedError) as error:
+        except (ApiError, UnfitError) as error:
             if one.fault == "PodKill" and isinstance(error, ConflictError):
                 return held
+            if _is_outage(error):
+                raise
             # Not as it was chosen, or the cluster says no: it is left alone, and looked at when all is taken back.
             at, note = None, f"{one.target.ref} was not hit: {error}"
         changed = one.model_copy(update={"state": "Injected", "injected_at": at, "note": note[:500]})
@@ -372,16 +434,21 @@ class Runner:
         spec, now = held.wants, self.now()
         wanted = {probe.name: probe for probe in spec.probes if "During" in probe.when}
         due = [one for one in held.status.probes if one.name in wanted and _is_due(one, wanted[one.name], now)]
-        seen = await asyncio.gather(
-            *(look(wanted[one.name], held.namespace, self._world, self._terms.hosts) for one in due)
-        )
-        after = {one.name: noted(one, found, self.now()) for one, found in zip(due, seen, strict=True)}
+        turn = f"{held.status.run}/during"
+        looks = [
+            self._eyes.look(wanted[one.name], held, f"{turn}/{one.passed + one.failed}")
+            for one in held.status.probes
+            if one in due
+        ]
+        found = zip(due, await asyncio.gather(*looks), strict=True)
+        told: list[tuple[Probed, Seen]] = [(one, seen) for one, seen in found if seen is not None]
+        after = {one.name: noted(one, seen, self.now()) for one, seen in told}
         lines = [
-            ("probe", f"{one.name} {'passes again' if after[one.name].in_a_row == 0 else 'fails'}: {found.said}")
-            for one, found in zip(due, seen, strict=True)
+            ("probe", f"{one.name} {'passes again' if after[one.name].in_a_row == 0 else 'fails'}: {seen.said}")
+            for one, seen in told
             if (one.in_a_row == 0) != (after[one.name].in_a_row == 0)
         ]
-        lost = sum(not found.ok for one, found in zip(due, seen, strict=True) if wanted[one.name].http is not None)
+        lost = sum(not seen.ok for one, seen in told if wanted[one.name].http is not None)
         lines += [("fault", text) for text in await self._keep_on(held) if text]
         healed = held.status.remediation
         if spec.expects is not None:
@@ -390,26 +457,27 @@ class Runner:
             held.status.remediation is None or healed.verdict != held.status.remediation.verdict
         ):
             lines.append(("healing", f"{healed.record}: {healed.verdict or healed.because}"))
-        if not due and not lines and healed == held.status.remediation:
+        if not told and not lines and healed == held.status.remediation:
             return held
         probes = tuple(after.get(one.name, one) for one in held.status.probes)
         return await self._save(held, *lines, probes=probes, remediation=healed, lost=held.status.lost + lost)
 
     async def _keep_on(self, held: Experiment) -> list[str]:
         with acting_until(held.status.deadline):
-            said = [
-                await act_of(one.fault).keep_on(held, one, self._hands)
-                for one in held.status.injected
-                if one.state == "Injected"
-            ]
+            said = [await self._kept_on(held, one) for one in held.status.injected if one.state == "Injected"]
         known = {line.text for line in held.status.timeline}
         return [text for text in said if text[:500] not in known]
+
+    async def _kept_on(self, held: Experiment, one: Injection) -> str:
+        try:
+            return await act_of(one.fault).keep_on(held, one, self._hands)
+        except KreflexError as error:
+            # What goes wrong with one thing keeps nothing from its end.
+            return f"{one.target.ref}: {error}"
 
     async def _over(self, held: Experiment) -> str:
         """Tell why the faults end now; "" while they last."""
         spec, status, now = held.wants, held.status, self.now()
-        if status.revert_by is not None and now >= status.revert_by - AGAIN:
-            return "its TTL is over"
         lasted = status.ends_at is not None and now >= status.ends_at - _longest(spec) + spec.duration
         if spec.expects is None:
             return "its time is over" if lasted else ""
@@ -441,7 +509,8 @@ class Runner:
                 stuck |= not back.proven
                 held = await self._noted(held, index, back)
         if stuck:
-            return held, AGAIN
+            until = held.status.revert_by
+            return held, RECHECK if until is not None and self.now() > until + _STUBBORN else AGAIN
         return await self._afterwards(held)
 
     async def _take_back(self, held: Experiment, one: Injection) -> Back:
@@ -455,7 +524,7 @@ class Runner:
         except UnavailableError as error:
             return Back(proven=False, note=str(error)[:500])
         except ApiError as error:
-            return Back(proven=False, note=f"it can't be taken back: {error}"[:500])
+            return Back(proven=False, state="Stuck", note=f"it can't be taken back: {error}"[:500])
 
     async def _noted(self, held: Experiment, index: int, back: Back) -> Experiment:
         one = held.status.injected[index]
@@ -463,10 +532,12 @@ class Runner:
             if one.note == back.note:
                 return held
             changed = one.model_copy(update={"note": back.note[:500]})
-            return await self._save(
-                held, ("stuck", f"{one.target.ref}: {back.note}"), injected=_with(held.status.injected, index, changed)
-            )
-        changed = one.model_copy(update={"state": back.state, "reverted_at": self.now(), "note": back.note or one.note})
+            text = f"{one.target.ref}: {back.note}"
+            if back.state == "Stuck":
+                await tell(self._writer, held, "Warning", "KreflexStuck", text, self.now())
+            return await self._save(held, ("stuck", text), injected=_with(held.status.injected, index, changed))
+        note = (back.note or one.note)[:500]
+        changed = one.model_copy(update={"state": back.state, "reverted_at": self.now(), "note": note})
         text = f"{one.target.ref} {'is as before' if back.state == 'Reverted' else back.state.lower()}"
         return await self._save(
             held,
@@ -480,21 +551,29 @@ class Runner:
             return await self._finish(held, (held.broken,)), None
         spec, status, now = held.spec, held.status, self.now()
         waiting = {probe.name: probe for probe in spec.probes if "After" in probe.when}
-        probes = list(status.probes)
-        for index, one in enumerate(probes):
-            if one.name in waiting and one.after is not True:
-                seen = await look(waiting[one.name], held.namespace, self._world, self._terms.hosts)
-                probes[index] = one.model_copy(update={"after": seen.ok})
+        probes = await asyncio.gather(*(self._last_look(one, waiting.get(one.name), held) for one in status.probes))
         if spec.expects is not None:
             healed = await healed_by(held, spec.expects.function, self._world.home, self._reader) or status.remediation
         else:
             healed = None
         since = status.reverting_at or now
         missing = [one.name for one in probes if one.name in waiting and one.after is not True]
-        if missing and now < since + spec.recovery:
-            return held, _STEP
+        # Whoever deletes it does not wait for how it ends.
+        if missing and now < since + spec.recovery and not held.leaving:
+            tried = any(one.tries != before.tries for one, before in zip(probes, status.probes, strict=True))
+            return (await self._save(held, probes=tuple(probes)) if tried else held), _STEP
         held = await self._save(held, probes=tuple(probes), remediation=healed)
         return await self._finish(held, shortfalls(spec, held.status)), None
+
+    async def _last_look(self, probed: Probed, probe: Probe | None, held: Experiment) -> Probed:
+        if probe is None or probed.after is True:
+            return probed
+        seen = await self._eyes.look(probe, held, f"{held.status.run}/after/{probed.tries}")
+        if seen is None:
+            return probed
+        # The next look at a Job that has failed is at another one.
+        tries = probed.tries + (probe.job is not None and not seen.ok)
+        return probed.model_copy(update={"after": seen.ok, "tries": tries})
 
     async def _finish(self, held: Experiment, missing: Iterable[str]) -> Experiment:
         now, told = self.now(), list(missing)
@@ -522,9 +601,20 @@ class Runner:
         return await self.experiments.hold(held, hold=False)
 
     async def _again(self, held: Experiment) -> Experiment:
-        return await self._save(
-            held, ("again", "its next run begins"), phase="Pending", guard=None, reason=None, timeline=()
-        )
+        """Begin anew with nothing of the last run but when it was."""
+        status = held.status
+        fresh = ExperimentStatus(run=status.run, past=(*status.past, *_span(status))[-_PAST:], waiting_since=self.now())
+        return await self._save(replace(held, status=fresh), ("again", "its next run begins"))
+
+
+def _span(status: ExperimentStatus) -> tuple[Span, ...]:
+    since, until = status.started_at, status.finished_at
+    return () if since is None or until is None else (Span(since=since, until=until),)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell whether it may be over soon, and was about nothing that was asked."""
+    return isinstance(error, UnavailableError) and not isinstance(error, DeniedError)
 
 
 def _longest(spec: ExperimentSpec) -> timedelta:

@@ -57,14 +57,16 @@ class Chaos:
     async def handle(self, delivery: Delivery) -> Response:
         """Go on with the experiments that are named, or with all that are due when a clock ticks."""
         asked: Sequence[Due] = (*delivery.experiments, *delivery.due)
-        errors: list[str] = []
         if delivery.tick:
             asked = (*asked, *[Due(one["namespace"], one["name"]) async for one in due(self._world)])
-            errors += await self._orphans.take_back()
         if delivery.ignored and not asked:
             log.info("request.ignored", why=list(delivery.ignored[:5]), **delivery.about)
-        done, failed = await self._go_on(list(dict.fromkeys((one.namespace, one.record) for one in asked)))
-        errors += failed
+        named = list(dict.fromkeys((one.namespace, one.record) for one in asked))
+        # Beside it: what is known to be due does not wait for a look at the whole cluster.
+        (done, failed), left = await asyncio.gather(
+            self._go_on(named), self._orphans.take_back() if delivery.tick else _nothing()
+        )
+        errors = [*failed, *left]
         if errors:
             return problem(503, KreflexError("; ".join(errors[:5])))
         ended = [one for one in done if one.status.phase in FINAL]
@@ -86,8 +88,15 @@ class Chaos:
                     log.warning("experiment.failed", experiment=f"{namespace}/{name}", error=str(error))
                     return f"Experiment {namespace}/{name}: {error}"
 
-        found = await asyncio.gather(*(one(*where) for where in named))
+        found = await asyncio.gather(*(one(*where) for where in named), return_exceptions=True)
+        for unforeseen in (one for one in found if isinstance(one, BaseException)):
+            # When all of the others are done with.
+            raise unforeseen
         return [o for o in found if isinstance(o, Experiment)], [o for o in found if isinstance(o, str)]
+
+
+async def _nothing() -> list[str]:
+    return []
 
 
 def _event(ended: Sequence[Experiment]) -> Response:

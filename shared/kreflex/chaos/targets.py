@@ -80,6 +80,8 @@ async def forbidden(experiment: Experiment, home: str, reader: Reader) -> str | 
     labels = await labels_of(where, reader)
     if labels.get(PROTECTED_LABEL, "false") != "false":
         return f"namespace {where} has the label {PROTECTED_LABEL}"
+    if labels.get(OPT_IN, ALLOWED) != ALLOWED:
+        return f"namespace {where} has the label {OPT_IN}: {labels[OPT_IN]}"
     if kind == "Engine" and labels.get(OPT_IN) != ALLOWED:
         return f"an engine chooses for itself: namespace {where} needs the label {OPT_IN}: {ALLOWED}"
     return None
@@ -106,6 +108,19 @@ async def eligible(experiment: Experiment, reader: Reader) -> list[JSON]:
     return sorted(usable, key=lambda one: str(one["metadata"]["name"]))
 
 
+def opted_out(notes: Mapping[str, str]) -> bool:
+    """Tell whether annotations keep all that is automatic away."""
+    return notes.get(OPT_OUT, "false").lower() != "false"
+
+
+def refuses(meta: JSON) -> str:
+    """Tell why an object that was chosen may not be hit after all; "" if it still may."""
+    said = (meta.get("labels") or {}).get(OPT_IN, ALLOWED)
+    if said != ALLOWED:
+        return f"it has the label {OPT_IN}: {said}"
+    return f"it has the annotation {OPT_OUT}" if opted_out(meta.get("annotations") or {}) else ""
+
+
 def _usable(body: JSON, targets: Targets, *, allowed: bool) -> bool:
     meta = body["metadata"]
     said = (meta.get("labels") or {}).get(OPT_IN)
@@ -114,7 +129,7 @@ def _usable(body: JSON, targets: Targets, *, allowed: bool) -> bool:
         return False
     if said != ALLOWED and not (allowed and said is None):
         return False
-    if notes.get(OPT_OUT, "false").lower() != "false" or INJECTED in notes or "deletionTimestamp" in meta:
+    if opted_out(notes) or INJECTED in notes or "deletionTimestamp" in meta:
         return False
     return (body.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
 

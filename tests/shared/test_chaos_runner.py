@@ -1,0 +1,377 @@
+"""What chaos-runner does when something beside its fault goes wrong: no fault outlasts its time, and none is twice."""
+
+import copy
+import json
+from datetime import timedelta
+from typing import Any
+
+from kreflex.chaos import gates
+from kreflex.chaos.experiments import FINALIZER, ExperimentStatus, read_experiment
+from kreflex.chaos.orphans import Orphans
+from kreflex.chaos.runner import Runner, Terms
+from kreflex.cluster import Writer
+from kreflex.errors import OutageError, UnavailableError
+from kreflex.views import JSON
+from tests.patched import PatchedApi, refused
+from tests.values import NOW, a_record_body, stamp
+
+TERMS = Terms(timedelta(seconds=30), timedelta(seconds=8), frozenset())
+API = "/apis/kreflex.dev/v1alpha1"
+STORM = f"{API}/namespaces/shop/experiments/storm"
+DEPLOYMENT = "/apis/apps/v1/namespaces/shop/deployments/cart"
+POLICY: JSON = {
+    "metadata": {"name": "chaos", "uid": "p", "resourceVersion": "1"},
+    "spec": {"mode": "Auto", "functions": ["chaos-runner"]},
+}
+SPEC: JSON = {
+    "fault": {"kind": "Image", "image": "shop:2"},
+    "duration": "1m",
+    "ttl": "10m",
+    "recovery": "0s",
+    "withoutBudget": "a test that has no Prometheus",
+}
+
+
+def cart(image: str = "shop:1", **meta: Any) -> JSON:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "namespace": "shop",
+            "name": "cart",
+            "uid": "u-cart",
+            "resourceVersion": "5",
+            "labels": {"kreflex.dev/chaos": "allowed"},
+            **meta,
+        },
+        "spec": {"replicas": 3, "template": {"spec": {"containers": [{"name": "app", "image": image}]}}},
+    }
+
+
+def storm(status: JSON | None = None, meta: JSON | None = None, **spec: Any) -> JSON:
+    whole = {"namespace": "shop", "name": "storm", "uid": "u-1", "resourceVersion": "1", **(meta or {})}
+    return {
+        "metadata": {"creationTimestamp": stamp(NOW), **whole},
+        "spec": {**SPEC, **spec},
+        "status": status or {},
+    }
+
+
+def running(**status: Any) -> JSON:
+    """The status of one that began a minute ago, and has changed nothing yet."""
+    return {
+        "phase": "Running",
+        "run": 1,
+        "startedAt": stamp(NOW - timedelta(minutes=1)),
+        "revertBy": stamp(NOW + timedelta(minutes=9)),
+        "rounds": 1,
+        "eligible": 1,
+        **status,
+    }
+
+
+def injection(state: str = "Injected", **more: Any) -> JSON:
+    prior = [
+        {"path": ["spec", "template", "spec", "containers", "name=app", "image"], "before": "shop:1", "after": "shop:2"}
+    ]
+    return {
+        "fault": "Image",
+        "target": {"apiVersion": "apps/v1", "kind": "Deployment", "namespace": "shop", "name": "cart", "uid": "u-cart"},
+        "state": state,
+        "prior": json.dumps(prior),
+        "intendedAt": stamp(NOW - timedelta(minutes=1)),
+        "revertBy": stamp(NOW + timedelta(minutes=9)),
+        **more,
+    }
+
+
+def marked(revert_by: str = "") -> JSON:
+    """The Deployment as the experiment has made it."""
+    notes = {
+        "kreflex.dev/chaos-experiment": "shop/storm/u-1",
+        "kreflex.dev/revert-by": revert_by or stamp(NOW + timedelta(minutes=9)),
+        "kreflex.dev/chaos-prior": injection()["prior"],
+    }
+    return cart("shop:2", annotations=notes)
+
+
+def cluster(experiment: JSON, deployment: JSON | None = None, **others: JSON) -> PatchedApi:
+    return PatchedApi(
+        {
+            STORM: copy.deepcopy(experiment),
+            DEPLOYMENT: copy.deepcopy(deployment or cart()),
+            f"{API}/clusterremediationpolicies/chaos": copy.deepcopy(POLICY),
+            "/api/v1/namespaces/shop": {"metadata": {"name": "shop", "labels": {"kreflex.dev/chaos": "allowed"}}},
+            **others,
+        }
+    )
+
+
+def runner(api: PatchedApi) -> Runner:
+    return Runner(api.world(), Writer(api), TERMS)
+
+
+async def go_on(api: PatchedApi, calls: int = 1) -> ExperimentStatus:
+    """Wake chaos-runner so many times; the status after it."""
+    made = runner(api)
+    for _ in range(calls):
+        await made.go_on("shop", "storm")
+    return read_experiment(api.objects[STORM]).status
+
+
+def image(api: PatchedApi) -> str:
+    found: str = api.objects[DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]["image"]
+    return found
+
+
+LATE = running(revertBy=stamp(NOW - timedelta(minutes=1)), injected=[injection()])
+
+
+async def test_a_fault_is_taken_back_in_time_though_the_policies_can_t_be_read() -> None:
+    api = cluster(storm(LATE), marked())
+    api.broken["clusterremediationpolicies"] = OutageError("403", 403)
+    status = await go_on(api)
+    assert (image(api), status.phase) == ("shop:1", "Done")
+
+
+async def test_a_fault_ends_at_once_when_nobody_can_tell_whether_it_may_go_on() -> None:
+    api = cluster(storm(running(injected=[injection()])), marked())
+    api.broken["clusterremediationpolicies"] = UnavailableError("it did not answer")
+    status = await go_on(api)
+    assert (image(api), status.phase) == ("shop:1", "Aborted")
+    assert status.aborted == "Unknown: nobody can tell whether it may go on: it did not answer"
+
+
+async def test_what_was_only_planned_is_not_begun_when_its_time_is_over() -> None:
+    late = stamp(NOW - timedelta(minutes=1))
+    for over in ({"revertBy": late}, {"endsAt": late}):
+        api = cluster(storm(running(injected=[injection("Intended")], **over)))
+        status = await go_on(api)
+        assert (image(api), status.phase, status.reason) == ("shop:1", "Done", "nothing was hit")
+        assert not any("deployments" in call for call in api.writes)
+
+
+async def test_a_fault_that_the_api_server_does_not_take_keeps_nothing_else_from_its_end() -> None:
+    hit = running(endsAt=stamp(NOW + timedelta(minutes=1)), injected=[injection("Intended")])
+    api = cluster(storm(hit))
+    api.broken["PATCH /apis/apps"] = refused(422, "that is no image")
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state, status.injected[0].injected_at) == ("Running", "Injected", None)
+    assert status.injected[0].note == "Deployment shop/cart was not hit: it said that is no image"
+
+
+async def test_an_experiment_ends_though_a_record_can_t_be_read() -> None:
+    odd = a_record_body(status={"phase": "Nonsense"})
+    expects = {"function": "rollback", "within": "5m"}
+    path = f"{API}/namespaces/shop/remediations/odd"
+    hit = injection(injectedAt=stamp(NOW - timedelta(minutes=1)))
+    api = cluster(storm({**LATE, "injected": [hit]}, expects=expects), marked(), **{path: odd})
+    status = await go_on(api)
+    assert (image(api), status.phase, status.reason) == ("shop:1", "Done", "rollback did nothing about it")
+
+
+class Impatient(PatchedApi):
+    """Somebody sets spec.stop while chaos-runner is at work, before its third write."""
+
+    def _written(self, method: str, path: str, body: JSON | None, options: dict[str, Any]) -> JSON:
+        if len(self.writes) == 3:
+            there = self.objects[STORM]
+            there["spec"]["stop"] = True
+            there["metadata"]["resourceVersion"] += "0"
+        return super()._written(method, path, body, options)
+
+
+async def test_a_wish_to_stop_is_heard_by_whoever_is_at_work() -> None:
+    api = Impatient(cluster(storm(running(nextRoundAt=stamp(NOW), rounds=0))).objects)
+    status = await go_on(api)
+    assert (image(api), status.phase, status.aborted) == ("shop:1", "Aborted", "Stopped: spec.stop says so")
+
+
+async def test_what_is_hit_by_then_has_opted_out_is_left_alone() -> None:
+    planned = running(endsAt=stamp(NOW + timedelta(minutes=1)), injected=[injection("Intended")])
+    api = cluster(storm(planned), cart(annotations={"kreflex.dev/opt-out": "true"}))
+    status = await go_on(api)
+    assert image(api) == "shop:1"
+    assert status.injected[0].note == "Deployment shop/cart was not hit: it has the annotation kreflex.dev/opt-out"
+
+
+async def test_an_experiment_that_comes_again_is_due_once_and_begins_anew() -> None:
+    before = running(
+        phase="Done",
+        startedAt=stamp(NOW - timedelta(hours=1)),
+        finishedAt=stamp(NOW - timedelta(minutes=50)),
+        injected=[injection("Reverted")],
+    )
+    api = cluster(
+        storm(before, every="1h", probes=[{"name": "never", "object": {"name": "cart", "path": "x", "value": "1"}}])
+    )
+    status = await go_on(api)
+    assert (status.phase, status.run, status.injected) == ("Refused", 1, ())
+    assert [(one.since, one.until) for one in status.past] == [
+        (NOW - timedelta(hours=1), NOW - timedelta(minutes=50)),
+    ]
+    assert not read_experiment(api.objects[STORM]).due(api.watch.moment)
+    assert read_experiment(api.objects[STORM]).due(api.watch.moment + timedelta(hours=1))
+
+
+async def test_one_that_comes_again_waits_as_long_as_the_first_time() -> None:
+    begun = NOW - timedelta(days=3)
+    before = running(phase="Done", startedAt=stamp(NOW - timedelta(days=1)), finishedAt=stamp(NOW - timedelta(days=1)))
+    api = cluster(storm(before, {"creationTimestamp": stamp(begun)}, every="24h"))
+    api.objects[f"{API}/clusterremediationpolicies/chaos"]["spec"]["frozen"] = True
+    assert ((await go_on(api)).phase, (await go_on(api)).guard) == ("Pending", "Frozen")
+    api.watch.moment += timedelta(hours=2)
+    assert (await go_on(api)).phase == "Refused"
+
+
+async def test_asks_the_budgets_of_all_that_may_be_hit_and_not_of_the_first() -> None:
+    one, other = (cart(name=name, annotations={"kreflex.dev/slo": f"{name}-slo"}) for name in ("cart", "zebra"))
+    experiment = read_experiment(storm(withoutBudget=None))
+    world = cluster(storm()).world()
+    assert await gates.objectives(experiment, world, [one, other, one]) == "shop/cart-slo,shop/zebra-slo"
+    nameless = await gates.objectives(experiment, world, [one, cart(name="none")])
+    assert isinstance(nameless, gates.Stop)
+    assert nameless.because.startswith("Unknown: no SLO is about it")
+
+
+async def test_tells_a_reason_that_changes_each_minute_in_one_event() -> None:
+    api = cluster(storm())
+    policy = api.objects[f"{API}/clusterremediationpolicies/chaos"]["spec"]
+    for words in ("until nine", "until ten"):
+        policy["pauseRequests"] = [words]
+        await go_on(api)
+        api.watch.moment += timedelta(minutes=2)
+    assert read_experiment(api.objects[STORM]).status.reason == "a pause is asked for: until ten (chaos)"
+    assert sum(call.endswith("/events") for call in api.writes) == 1
+
+
+async def test_an_engine_without_a_budget_of_its_own_is_ended_like_any_other() -> None:
+    """Whose budget it is was asked of the engine's own object once, and there is none."""
+    engine = {"kind": "PodChaos", "spec": {"action": "pod-failure", "mode": "one"}}
+    made = {**injection(), "fault": "Engine", "prior": "[]"}
+    made["target"] = {
+        "apiVersion": "chaos-mesh.org/v1alpha1",
+        "kind": "PodChaos",
+        "namespace": "shop",
+        "name": "x",
+        "uid": "u-1",
+    }
+    spec = {"fault": {"kind": "Engine", "engine": engine}, "withoutBudget": None}
+    api = cluster(storm(running(injected=[made]), **spec))
+    status = await go_on(api)
+    assert (status.phase, status.aborted) == ("Aborted", "ErrorBudget: Unknown: nobody knows whose budget it is")
+
+
+async def test_an_engine_that_is_served_no_more_has_an_end() -> None:
+    engine = {"kind": "PodChaos", "spec": {"action": "pod-failure", "mode": "one"}}
+    made = {**injection(), "fault": "Engine", "prior": "[]"}
+    made["target"] = {
+        "apiVersion": "chaos-mesh.org/v1alpha1",
+        "kind": "PodChaos",
+        "namespace": "shop",
+        "name": "x",
+        "uid": "u-1",
+    }
+    api = cluster(
+        storm(
+            running(injected=[made], endsAt=stamp(NOW + timedelta(seconds=1))),
+            fault={"kind": "Engine", "engine": engine},
+        )
+    )
+    api.broken["chaos-mesh.org"] = OutageError("the API server does not serve this resource now", 404)
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state) == ("Done", "Reverted")
+
+
+async def test_does_not_begin_what_its_status_could_not_remember() -> None:
+    """Five states of 50 KB; each fits for itself."""
+    many = {
+        f"/api/v1/namespaces/shop/configmaps/c{number}": {
+            "metadata": {"namespace": "shop", "name": f"c{number}", "uid": f"u{number}", "resourceVersion": "1"},
+            "data": {"big": "x" * 50_000},
+        }
+        for number in range(6)
+    }
+    fault = {"kind": "Configuration", "data": {"big": "small"}}
+    api = cluster(storm(fault=fault, amount="100%"), **many)
+    status = await go_on(api)
+    assert (status.phase, status.rounds, status.injected) == ("Aborted", 0, ())
+    assert not any("configmaps" in call for call in api.writes)
+
+
+async def test_whoever_deletes_an_experiment_does_not_wait_for_its_recovery() -> None:
+    never = {"name": "never", "object": {"name": "cart", "path": "x", "value": "1"}, "when": ["After"]}
+    meta = {"deletionTimestamp": stamp(NOW), "finalizers": [FINALIZER]}
+    api = cluster(
+        storm(running(injected=[injection()], probes=[{"name": "never"}]), meta, probes=[never], recovery="24h"),
+        marked(),
+    )
+    status = await go_on(api)
+    assert (image(api), status.phase, api.objects[STORM]["metadata"]["finalizers"]) == ("shop:1", "Aborted", [])
+
+
+async def test_tells_people_what_can_t_be_taken_back_and_tries_it_seldom_in_the_end() -> None:
+    lost = cart("shop:2")
+    gone = running(phase="Reverting", revertBy=stamp(NOW - timedelta(hours=1)), injected=[injection()])
+    api = cluster(storm(gone), lost)
+    status = await go_on(api)
+    assert status.phase == "Reverting"
+    assert status.injected[0].note.endswith("put it back by hand, as status.injected has it in prior")
+    assert status.due_at is not None
+    assert status.due_at > api.watch.moment + timedelta(seconds=50)
+    assert [call for call in api.writes if call.endswith("/events")] == [
+        "POST /apis/events.k8s.io/v1/namespaces/shop/events"
+    ]
+
+
+async def test_what_somebody_else_has_set_is_left_though_the_rest_does_not_fit_beside_it() -> None:
+    both = injection(
+        prior=json.dumps([{"path": ["spec", "replicas"], "before": 5, "after": 0}, *json.loads(injection()["prior"])])
+    )
+    api = cluster(storm({**LATE, "injected": [both]}), marked())
+    sent: list[JSON] = []
+
+    class Strict(PatchedApi):
+        def _written(self, method: str, path: str, body: JSON | None, options: dict[str, Any]) -> JSON:
+            steps = options.get("operations") or []
+            sent.extend(steps)
+            if any(step["path"].endswith("/image") for step in steps):
+                raise refused(422, "it has two handlers")
+            return super()._written(method, path, body, options)
+
+    strict = Strict(api.objects)
+    status = await go_on(strict)
+    assert (status.phase, status.injected[0].state) == ("Done", "Foreign")
+    assert "annotations" not in strict.objects[DEPLOYMENT]["metadata"]
+    assert "it said it has two handlers" in status.injected[0].note
+
+
+# Orphans
+
+
+async def left(api: PatchedApi) -> list[str]:
+    return await Orphans(api.world(), Writer(api)).take_back()
+
+
+async def test_an_object_whose_experiment_nobody_can_read_is_taken_back_when_its_own_time_is_over() -> None:
+    api = cluster(storm({"phase": "Nonsense"}), marked(stamp(NOW + timedelta(minutes=1))))
+    assert (await left(api), image(api)) == ([], "shop:2")
+    api.watch.moment += timedelta(minutes=2)
+    assert (await left(api), image(api)) == ([], "shop:1")
+
+
+async def test_one_kind_that_can_t_be_listed_does_not_hide_the_others() -> None:
+    api = cluster(storm(), marked())
+    api.broken["GET /api/v1/nodes"] = UnavailableError("it took too long")
+    del api.objects[STORM]
+    assert (await left(api), image(api)) == (["what is left of Nodes can't be seen: it took too long"], "shop:1")
+
+
+async def test_an_engine_s_object_that_came_late_is_deleted() -> None:
+    path = "/apis/chaos-mesh.org/v1alpha1/namespaces/shop/podchaos/x"
+    meta = {"namespace": "shop", "name": "x", "uid": "u-x", "resourceVersion": "1"}
+    mine: JSON = {"metadata": {**meta, "annotations": {"kreflex.dev/chaos-experiment": "shop/storm/u-1"}}}
+    other: JSON = {"metadata": {**meta, "name": "y"}}
+    api = cluster(storm({"phase": "Done"}), **{path: mine, path[:-1] + "y": other})
+    assert await left(api) == []
+    assert [where for where in api.objects if "podchaos" in where] == [path[:-1] + "y"]
