@@ -35,6 +35,7 @@ _BLOCKS = 256 * 1024 * 2
 _MOST_OUTPUT, _MOST_FILE = 32 * 1024 * 1024, 1024 * 1024
 # A folder of somebody who was killed has a key in it. Nobody works as long as this.
 _PREFIX, _LEFT_BEHIND = "kreflex-git-", 600.0
+_GONE_WITHIN = 5.0
 _BRANCH = "refs/remotes/origin/head"
 # What git, curl, ssh and the forges say to those whom they don't let in.
 _NOT_LET_IN = re.compile(
@@ -216,7 +217,7 @@ class Clone:
                 # All of its group: ssh and curl are its children.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                await _ended(process)
         if len(output) > _MOST_OUTPUT:
             raise GitError(f"git {arguments[0]} has more to say than anybody reads", 0)
         if process.returncode != 0:
@@ -416,6 +417,24 @@ async def _heard(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
         return output, b""
     finally:
         errors.cancel()
+        await asyncio.wait({errors})
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait until a process that was killed is gone; what it has said and nobody has read is thrown away.
+
+    asyncio tells its end only after the ends of its pipes, and it never sees the end of one that is full: what is in
+    it has to be read first (cpython#119710). A child that has left the group may hold one: nobody waits for that.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GONE_WITHIN):
+            await asyncio.gather(*(_discarded(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None))
+            await process.wait()
+
+
+async def _discarded(stream: asyncio.StreamReader) -> None:
+    while await stream.read(64 * 1024):
+        pass
 
 
 async def _read(stream: asyncio.StreamReader, most: int) -> bytes:

@@ -506,6 +506,12 @@ async def test_a_git_that_never_stops_talking_is_ended(here: Place) -> None:
             await clone.git("-c", "alias.talk=!yes", "talk")
 
 
+async def test_a_git_that_never_stops_complaining_is_ended(here: Place) -> None:
+    async with await here.cloned(seconds=3) as clone:
+        with pytest.raises(UnavailableError, match="took too long"):
+            await clone.git("-c", "alias.talk=!yes >&2", "talk")
+
+
 async def test_a_folder_with_the_name_of_a_file_has_no_content(here: Place) -> None:
     await here.repository.commit("Odd", {"shop/kustomization.yaml/inner.yaml": "a: 1\n"})
     async with await here.cloned() as clone:
