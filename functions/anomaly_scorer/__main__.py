@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from kreflex.anomaly.reading import Samples, tick_of
 from kreflex.anomaly.replay import Replay, TooMuchError, replay
 from kreflex.anomaly.store import store_at
 from kreflex.anomaly.watches import Broken, Watch, WatchSpec, read_watch, read_watches
+from kreflex.anomaly.words import SignalKind
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.durations import parse_duration, show_duration
@@ -40,7 +41,7 @@ from kreflex.errors import KreflexError, SettingsError
 from kreflex.prom import Metrics
 
 QUIET, LOUD, UNKNOWN, USAGE = 0, 1, 2, 64
-_KINDS = ("cpu", "disk", "errors", "gauge", "latency", "memory", "replicas", "restarts", "saturation", "traffic", "up")
+_KINDS = get_args(SignalKind)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -45,6 +45,9 @@ def metrics() -> Iterator[tuple[str, Labels, float]]:
     yield "namespace_workload_pod:kube_pod_owner:relabel", {**POD, **workload}, 0.0
     for name in ("spec_replicas", "status_replicas_unavailable"):
         yield f"kube_deployment_{name}", {**EXPORTED, "namespace": "shop", "deployment": "cart"}, 0.0
+    for kind, grows in (("used", 1.0), ("hard", 0.0)):
+        quota = {"namespace": "shop", "resourcequota": "team", "resource": "requests.memory", "type": kind}
+        yield "kube_resourcequota", {**EXPORTED, **quota}, grows
     for cpu in ("0", "1"):
         yield "node_cpu_seconds_total", {**NODE, "cpu": cpu, "mode": "idle"}, 30.0
     yield "node_load1", NODE, 0.0
@@ -95,6 +98,7 @@ TARGETS = {
     "Node": ("", "n1"),
     "Deployment": ("shop", "cart"),
     "Service": ("shop", "cart"),
+    "ResourceQuota": ("shop", "team"),
 }
 
 
@@ -120,5 +124,5 @@ async def test_a_service_without_errors_has_a_share_of_none(samples: Samples) ->
 async def test_they_are_accepted_by_the_api_server(installed: ControlPlane) -> None:
     said = kit.kubectl(installed, "apply", "--dry-run=server", "-k", str(FOLDER))
     assert sorted(line.split()[0] for line in said.splitlines()) == [
-        f"anomalywatch.kreflex.dev/{name}" for name in ("deployments", "http-services", "nodes", "pods")
+        f"anomalywatch.kreflex.dev/{name}" for name in ("deployments", "http-services", "nodes", "pods", "quotas")
     ]

@@ -8,15 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from kreflex.anomaly.climbs import Climb
 from kreflex.anomaly.detector import CLASSES, About, Bools, Floats, Kinds
 
 Rows = npt.NDArray[np.intp]
 
 _HOUR, _SEASON, _NEAR = 0, 1, 2
 _FULL = 0.9
-_GROWING = frozenset({"memory", "disk"})
+GROWING = frozenset({"disk", "memory", "quota"})
+"""The kinds that can be exhausted."""
 # A rise is a leak where it is so much faster than nearly all that the series did before.
 _FASTER = 1.5
+_KNOWN = 3.0
+# A slow one counts less beyond the horizon, too, not at all so many horizons ahead, and least where it has no end.
+_SLOWER, _FAR, _ENDLESS = 1.25, 12, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class View:
     experts: Found
     high: Floats
     rise: Floats
+    climb: Climb
     still: Floats
     gone: Floats
 
@@ -58,6 +64,7 @@ class View:
             self.experts.of(rows),
             self.high[rows],
             self.rise[rows],
+            Climb(self.climb.more[rows], self.climb.pace[rows], self.climb.new[rows]),
             self.still[rows],
             self.gone[rows],
         )
@@ -75,20 +82,39 @@ class View:
 
 def leaks(view: View, about: About) -> Floats:
     """Score a rise that goes on and on, of what can be exhausted; 0 where it does not."""
-    if about.kind not in _GROWING:
+    if about.kind not in GROWING:
         return np.zeros(len(view.values))
-    soon = exhausted_in(view, about) < about.horizon
-    return np.where(_steady(view.values), view.rise / np.where(soon, 1.0, _FASTER), 0.0)
+    sudden = np.where(exhausted_in(view, about, _pace(view, about)) < about.horizon, 1.0, _FASTER)
+    # What goes up to where it has been before comes down again, as a rule.
+    sudden = np.where(view.climb.new, sudden, _KNOWN)
+    left = exhausted_in(view, about, view.climb.pace)
+    slow = np.where(left < about.horizon, 1.0, np.where(left < _FAR * about.horizon, _SLOWER, np.inf))
+    if about.limit is not None:
+        slow = np.where(np.isfinite(np.asarray(about.limit, float)), slow, _ENDLESS)
+    else:
+        slow = np.full(len(slow), _ENDLESS)
+    return np.maximum(np.where(_steady(view.values), view.rise / sudden, 0.0), view.climb.more / slow)
 
 
-def exhausted_in(view: View, about: About) -> Floats:
-    """In how many seconds the limit is reached at the pace of the last fifty samples; infinite where it is not."""
+def _pace(view: View, about: About) -> Floats:
+    """By how much in a second the last fifty samples have risen."""
     steps = _steps(view.values)
     with np.errstate(over="ignore", invalid="ignore"):
-        pace = (steps[:, -1] - steps[:, 0]) / (10 * (steps.shape[1] - 1) * about.step)
+        return np.asarray((steps[:, -1] - steps[:, 0]) / (10 * (steps.shape[1] - 1) * about.step))
+
+
+def exhausted_in(view: View, about: About, pace: Floats) -> Floats:
+    """In how many seconds the limit is reached at a pace; infinite where it is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
         left = np.full(len(pace), np.nan) if about.limit is None else np.asarray(about.limit, float) - view.newest
         seconds = np.maximum(left, 0) / np.where(pace > 0, pace, np.nan)
     return np.where(np.isfinite(seconds), seconds, np.inf)
+
+
+def paces(view: View, about: About) -> Floats:
+    """By how much in a second it grows: by its climb of hours, where that is what tells."""
+    slow = view.climb.more > np.where(_steady(view.values), view.rise, 0.0)
+    return np.where(slow, view.climb.pace, _pace(view, about))
 
 
 def _steps(values: Floats) -> Floats:
@@ -131,8 +157,9 @@ def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[
     out = np.nan_to_num(abs(hour))
     return [
         ("flatline", (view.still >= score) & (view.still > 0)),
+        # What grows up to its limit leaks: that has a remedy.
+        ("leak" if about.kind == "memory" else "exhaustion", (leak >= 1) | ((leak > 0) & (leak >= score))),
         ("saturation", _full(view, about)),
-        ("exhaustion" if about.kind == "disk" else "leak", (leak >= 1) | ((leak > 0) & (leak >= score))),
         ("dropout", _dropped(view)),
         ("thrash", _crossings(view) >= 4),
         ("season", usual > 2 * out[:, -1]),
@@ -143,7 +170,7 @@ def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[
 
 
 def _full(view: View, about: About) -> Bools:
-    if about.limit is None or about.kind not in {"cpu", "memory", "disk", "saturation"}:
+    if about.limit is None or about.kind not in {"cpu", "disk", "memory", "quota", "saturation"}:
         return np.zeros(len(view.values), bool)
     limit = np.asarray(about.limit, dtype=float)
     return np.asarray((limit > 0) & (view.newest >= _FULL * limit))
@@ -186,7 +213,8 @@ def evidence(view: View, leak: Floats, about: About) -> Mapping[str, Floats]:
     with np.errstate(over="ignore", invalid="ignore"):
         usual = view.newest - view.experts.season[:, -1] * view.scale
         usually_off = view.high[:, _HOUR] * view.scale
-    seconds = np.where(leak > 0, exhausted_in(view, about), np.nan)
+    pace = paces(view, about)
+    seconds = np.where(leak > 0, exhausted_in(view, about, pace), np.nan)
     limit = np.full(len(view.values), np.nan) if about.limit is None else np.asarray(about.limit, dtype=float)
     return {
         "value": view.newest,
@@ -194,5 +222,6 @@ def evidence(view: View, leak: Floats, about: About) -> Mapping[str, Floats]:
         "usual_at_this_time": usual,
         "usually_off_by_less_than": np.asarray(usually_off),
         "limit": limit,
+        "grows_in_an_hour": np.where(leak > 0, 3600 * pace, np.nan),
         "seconds_to_limit": np.where(np.isfinite(seconds), seconds, np.nan),
     }

@@ -8,11 +8,20 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kreflex.anomaly import classes, season, tails, windows
+from kreflex.anomaly import classes, climbs, season, tails, windows
 from kreflex.anomaly.detector import About, Bools, Floats, Scores
 
 _EXPERTS = ("hour", "season", "near", "rise")
 HOUR, SEASON, NEAR, RISE = range(len(_EXPERTS))
+# So many of the highest scores of pieces are kept, and these ranks of them tell how the tail goes on: a few bad hours
+# are not among them. The threshold is then where there would have been so many alarms in a day, or this much below it.
+_PEAKS, _UPPER, _LOWER = 16, 6, 16
+_BORNE, _BELOW = 0.05, 0.9
+# Up to here the tail is light, and is believed. Beyond it, incidents and bursts that are usual look alike, and the
+# quantiles of single samples, which incidents move less, stand but for a little.
+_LIGHT, _HEAVY, _LITTLE = 1.5, 1.7, 1.08
+# What there was on every day is usual, whatever its tail is; and so much above it, up to so many times the threshold.
+_WEEK, _LEAST_DAYS, _DAILY, _USUAL = 8, 4, 1.15, 4.0
 _STATE = np.dtype(
     [
         ("seen", "f4"),
@@ -28,6 +37,18 @@ _STATE = np.dtype(
         # How long it is usually still, and missing, in samples.
         ("still", "f4"),
         ("gap", "f4"),
+        # The highest scores of its pieces of 60 samples, as they are without these.
+        ("peaks", "f4", (_PEAKS,)),
+        # The highest score of each of the last days, by their number, and which day is today.
+        ("days", "f2", (_WEEK,)),
+        ("day", "f4"),
+        # How far apart the samples are that the lows are of, the lows, the largest climbs, the highest low before
+        # them, and the highest of all.
+        ("step", "f4"),
+        ("lows", "f4", (climbs.KEPT,)),
+        ("usual", "f4", (len(climbs.SPANS),)),
+        ("crest", "f4"),
+        ("ceiling", "f4"),
     ]
 )
 State = npt.NDArray[np.void]
@@ -48,7 +69,7 @@ class Calibrated:
     """Scores a sample by how far beyond its own past it is; the threshold is a stated number of false alarms."""
 
     name = "calibrated"
-    version = 2
+    version = 3
     window = windows.LOOK + 3
     dtype = _STATE
 
@@ -82,21 +103,61 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     high = _thresholds(state)
     factor = np.ones(len(values)) if about.factor is None else np.asarray(about.factor, dtype=float)
     far = tails.beyond(state["count"][:, HOUR] + state["kindred"], about.false_alarms) * factor
-    hour = abs(found.hour[:, -1]) / high[:, HOUR]
-    alone = np.minimum(abs(found.near[:, -1]) / high[:, NEAR] / _ALONE, hour / _SUPPORT)
-    near = np.nan_to_num(alone / far)
-    both = np.nan_to_num(_together(found, high) / _AGREED / far)
+    unlike = _unlike(found, high)[:, -1] / far / _own(state, about.step)
     still = _stillness(values, state["still"]) / far
     gone = _stillness_of(windows.missing(values)[:, -1], state["gap"], 5) / far
-    rise = found.rise[:, -1] / high[:, RISE] / far
+    rise = np.nan_to_num(found.rise[:, -1] / high[:, RISE] / far)
     here = np.isfinite(values[:, -1])
-    view = classes.View(values, state["level"], state["scale"], found, high, np.nan_to_num(rise), still, gone)
+    climb = _climbing(state, values, about, factor)
+    view = classes.View(values, state["level"], state["scale"], found, high, rise, climb, still, gone)
     leak = classes.leaks(view, about)
-    score = np.where(here, np.maximum.reduce((both, near, still, leak)), gone)
+    score = np.where(here, np.maximum.reduce((unlike, still, leak)), gone)
     known = (state["seen"] >= _LEAST) & (here | (gone >= 1))
     score = np.where(known, score, np.nan)
     flag = np.nan_to_num(score) >= 1
     return Scores(score, flag, classes.of(view, leak, score, about), classes.evidence(view, leak, about))
+
+
+def _unlike(found: classes.Found, high: Floats) -> Floats:
+    """Score samples by how unlike the past they are: 1 at the thresholds, 0 where nothing is known."""
+    hour = abs(found.hour) / high[:, HOUR, None]
+    alone = np.minimum(abs(found.near) / high[:, NEAR, None] / _ALONE, hour / _SUPPORT)
+    return np.asarray(np.fmax(np.nan_to_num(alone), np.nan_to_num(_together(found, high) / _AGREED)))
+
+
+def _own(state: State, step: float) -> Floats:
+    """Tell what the thresholds are multiplied by, so that there would have been few alarms lately; 1 if nobody knows.
+
+    Beyond what was seen the tail goes on as an exponential one does.
+    """
+    upper, lower = (state["peaks"][:, rank - 1].astype(float) for rank in (_UPPER, _LOWER))
+    days = np.maximum(np.minimum(state["seen"], tails.MEMORY) * step / season.DAY, 1e-3)
+    grows = (upper - lower) / np.log(_LOWER / _UPPER)
+    wanted = lower + grows * np.log(np.maximum(_LOWER / (_BORNE * days), 1))
+    believed = np.clip((_HEAVY - wanted) / (_HEAVY - _LIGHT), 0, 1)
+    much = np.maximum(_BELOW * wanted, _BELOW)
+    little = np.minimum(much, _LITTLE)
+    own = np.where(lower > 0, little + believed * (much - little), 1.0)
+    return np.asarray(np.maximum(own, np.minimum(_DAILY * _each_day(state), _USUAL)))
+
+
+def _each_day(state: State) -> Floats:
+    """Give the score that each day but today has reached; 0 where too few days are known."""
+    known = (state["days"] >= 0) & (np.arange(_WEEK) != state["day"][:, None] % _WEEK)
+    least = np.where(known, state["days"].astype(float), np.inf).min(axis=1)
+    return np.where(known.sum(axis=1) >= _LEAST_DAYS, least, 0.0)
+
+
+def _climbing(state: State, values: Floats, about: About, factor: Floats) -> climbs.Climb:
+    """Tell how much more than usual it climbs, and by how much in a second, in the series' own unit."""
+    if about.kind not in classes.GROWING:
+        nothing = np.zeros(len(values))
+        return climbs.Climb(nothing, nothing, nothing > 0)
+    level = abs(state["level"]) / np.where(state["scale"] > 0, state["scale"], 1)
+    pieces = np.where(state["step"] == np.float32(about.step), state["seen"] / climbs.PIECE, 0)
+    past = climbs.Past(state["lows"], state["usual"], state["crest"], state["ceiling"], pieces, level)
+    climb = climbs.climbing(past, _scaled(state, values))
+    return climbs.Climb(climb.more / factor, climb.pace * state["scale"] / about.step, climb.new)
 
 
 def _experts(state: State, values: Floats, samples: int, times: Floats, step: float) -> classes.Found:
@@ -150,7 +211,15 @@ def _together(found: classes.Found, high: Floats) -> Floats:
     usual = abs(found.season) / high[:, SEASON, None]
     product = np.where(np.isfinite(usual), np.sqrt(hour) * np.sqrt(np.where(np.isfinite(usual), usual, 0)), hour)
     there = np.isfinite(product)
-    return np.asarray(np.where(there, product, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1))
+    return _lately(np.where(there, product, 0)) / np.maximum(_lately(there), 1)
+
+
+def _lately(values: Floats | Bools) -> Floats:
+    """Add up the last three samples of each."""
+    found = np.array(values, dtype=float)
+    found[:, 1:] += values[:, :-1]
+    found[:, 2:] += values[:, :-2]
+    return found
 
 
 def _stillness(values: Floats, usual: Floats) -> Floats:
@@ -165,9 +234,10 @@ def _stillness_of(length: Floats, usual: Floats, least: float) -> Floats:
 def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     """Learn the state of one series as it would have been learnt day by day."""
     state = np.zeros(1, _STATE)
+    state["lows"], state["crest"], state["ceiling"], state["step"] = np.nan, np.nan, np.nan, about.step
     normal = values if excluded is None else np.where(excluded, np.nan, values)
     good = normal[np.isfinite(normal)]
-    state["profile"], state["top"], state["scale"] = np.nan, -1, 1
+    state["profile"], state["top"], state["scale"], state["days"] = np.nan, -1, 1, -1
     if len(good) < _LEAST:
         return state
     state["level"], state["scale"] = _place(good)
@@ -180,6 +250,48 @@ def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     state = _counted(state, found.magnitudes(), normal)
     state["still"] = _usual(windows.still(values))
     state["gap"] = _usual(windows.missing(values))
+    state = _peaked(state, found, normal, times)
+    return _climbed(state, values, normal)
+
+
+def _peaked(state: State, found: classes.Found, normal: Floats, times: Floats) -> State:
+    """Remember the highest scores of these samples, by the thresholds of single samples."""
+    scores = np.where(np.isfinite(normal), _unlike(found, _thresholds(state)), -1.0)
+    state["peaks"] = _peaks(state, scores)
+    for day in np.unique(times // season.DAY):
+        _begin(state, day)
+        slot = int(day) % _WEEK
+        top = np.minimum(scores[:, times // season.DAY == day].max(axis=1), 6e4)
+        state["days"][:, slot] = np.maximum(state["days"][:, slot], top)
+    return state
+
+
+def _begin(state: State, day: float) -> None:
+    """Forget what was on days of the week before, up to this one."""
+    for ahead in range(_WEEK):
+        passed = state["day"] < day - ahead
+        state["days"][passed, int(day - ahead) % _WEEK] = -1
+    state["day"] = np.maximum(state["day"], day)
+
+
+def _peaks(state: State, scores: Floats) -> Floats:
+    """Give the highest scores of pieces, those that were kept and those of these samples."""
+    count = -(-scores.shape[1] // climbs.PIECE)
+    whole = np.full((len(scores), count * climbs.PIECE), -1.0)
+    whole[:, whole.shape[1] - scores.shape[1] :] = scores
+    fresh = whole.reshape(len(scores), count, climbs.PIECE).max(axis=2)
+    return tails.grown(state["peaks"], fresh, scores.shape[1])
+
+
+def _climbed(state: State, values: Floats, normal: Floats) -> State:
+    """Remember the lows of the pieces, and how they have climbed; what was not normal is no climb of the past."""
+    known = np.concatenate((state["lows"], climbs.lows(_scaled(state, values))), axis=1)
+    usual = climbs.lows(_scaled(state, normal))
+    state["ceiling"] = climbs.highest(climbs.highs(_scaled(state, normal)), state["ceiling"])
+    fresh = climbs.climbs(np.concatenate((state["lows"], usual), axis=1))[:, climbs.KEPT :]
+    state["usual"] = climbs.largest(fresh, state["usual"])
+    state["crest"] = climbs.highest(known[:, : -climbs.KEPT], state["crest"])
+    state["lows"] = known[:, -climbs.KEPT :]
     return state
 
 
@@ -229,12 +341,23 @@ def _grown(state: State, values: Floats, known: int, about: About, excluded: Boo
     found = _experts(state, values, samples, times[None, :], about.step)
     days = np.floor(_days(state, about.step))
     fresh = _scaled(state, normal)[:, -samples:]
+    state = _peaked(state, found, normal[:, -samples:], times)
     state = _counted(state, found.magnitudes(), normal[:, -samples:])
     for day in np.unique(times // season.DAY):
         own = times // season.DAY == day
         state["profile"] = season.learnt(state["profile"], days, fresh[:, own], times[own], about.step)
     state["still"] = _followed(state["still"], windows.still(values)[:, -samples:])
     state["gap"] = _followed(state["gap"], windows.missing(values)[:, -samples:])
+    return _climbed(_of_step(state, about.step), values[:, -samples:], normal[:, -samples:])
+
+
+def _of_step(state: State, step: float) -> State:
+    """Begin anew with the lows where they are those of samples that are further apart."""
+    other = state["step"] != np.float32(step)
+    for name in ("lows", "crest", "ceiling"):
+        state[name][other] = np.nan
+    state["usual"][other] = 0
+    state["step"] = step
     return state
 
 

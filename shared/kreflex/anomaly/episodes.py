@@ -146,6 +146,8 @@ def said(seen: Seen) -> str:
     text = f"{seen.name} is {number(numbers['value'])}" if "value" in numbers else seen.name
     if "expected" in numbers:
         text += f", {number(numbers['expected'])} was expected"
+    if "grows_in_an_hour" in numbers:
+        text += f", grows by {number(numbers['grows_in_an_hour'])} an hour"
     if "limit" in numbers and "seconds_to_limit" in numbers:
         text += f", and reaches its limit of {number(numbers['limit'])} in {_span(numbers['seconds_to_limit'])}"
     return f"{text} ({seen.score:.1f} times its threshold)"

@@ -22,14 +22,14 @@ _MEASURED = 0.055
 _HALVED = 4 * MEMORY
 
 
-def grown(top: Floats, fresh: Floats) -> Floats:
-    """Add fresh scores, shape (series, samples), to what was seen before, which fades.
+def grown(top: Floats, fresh: Floats, samples: int = 0) -> Floats:
+    """Add fresh scores, shape (series, scores), to what was seen before, which fades; `samples` if they are of more.
 
     A tail is sorted, the largest first; -1 stands in an empty place.
     """
-    faded = np.where(top > 0, top * 0.5 ** (fresh.shape[1] / _HALVED), top)
+    faded = np.where(top > 0, top * 0.5 ** ((samples or fresh.shape[1]) / _HALVED), top)
     values = np.concatenate((faded, np.where(np.isfinite(fresh), fresh, -1)), axis=1)
-    return np.asarray(-np.sort(-values, axis=1)[:, :KEPT], dtype=np.float32)
+    return np.asarray(-np.sort(-values, axis=1)[:, : top.shape[1]], dtype=np.float32)
 
 
 def high(top: Floats, count: Floats) -> Floats:

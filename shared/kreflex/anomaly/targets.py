@@ -17,6 +17,7 @@ from kreflex.views import JSON, Pod, Ref, pod_view
 _SERVED = {
     "Pod": ("v1", "/api/v1", "pods"),
     "Node": ("v1", "/api/v1", "nodes"),
+    "ResourceQuota": ("v1", "/api/v1", "resourcequotas"),
     "Service": ("v1", "/api/v1", "services"),
     "Deployment": ("apps/v1", "/apis/apps/v1", "deployments"),
     "StatefulSet": ("apps/v1", "/apis/apps/v1", "statefulsets"),
@@ -29,6 +30,7 @@ RBAC = (
     Rule("", "pods", "get"),
     Rule("", "pods", "list", "cluster"),
     Rule("", "services", "get"),
+    Rule("", "resourcequotas", "get"),
     Rule("", "nodes", "get", "cluster"),
     *OWNERS,
 )

@@ -36,7 +36,7 @@ from kreflex.signals import is_name
 from kreflex.views import JSON
 
 KIND, PLURAL = "AnomalyWatch", "anomalywatches"
-TargetKind = Literal["Pod", "Node", "Deployment", "StatefulSet", "DaemonSet", "Service"]
+TargetKind = Literal["Pod", "Node", "Deployment", "StatefulSet", "DaemonSet", "Service", "ResourceQuota"]
 RBAC_TO_READ = (Rule(GROUP, PLURAL, "list", "cluster"),)
 # Its Event is written under the rule that all functions have.
 RBAC = (*RBAC_TO_READ, Rule(GROUP, f"{PLURAL}/status", "patch", "cluster", fields=("status",)))

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 SignalKind = Literal[
-    "cpu", "disk", "errors", "gauge", "latency", "memory", "replicas", "restarts", "saturation", "traffic", "up"
+    "cpu",
+    "disk",
+    "errors",
+    "gauge",
+    "latency",
+    "memory",
+    "quota",
+    "replicas",
+    "restarts",
+    "saturation",
+    "traffic",
+    "up",
 ]
 # What can be wrong. "anomaly" is the generic one: unlike its own past, and no class says how.
 AnomalyClass = Literal[
