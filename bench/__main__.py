@@ -25,6 +25,7 @@ NAMES = (
     "rollback",
     "chaos",
     "anomaly",
+    "anomaly-classes",
     "anomaly-speed",
 )
 _OPTIONS = {"chaos": ("only",), "faults": ("only", "strikes"), "rollback": ("only", "verbose")}
