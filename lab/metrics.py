@@ -180,6 +180,19 @@ def watch_samples(watch: Thing) -> Iterator[Sample]:
     yield "kreflex_anomaly_watch_info", named | {"problem": watch.get("status", {}).get("problem") or ""}, 1
 
 
+def experiment_samples(experiment: Thing) -> Iterator[Sample]:
+    """What is said of an Experiment."""
+    metadata, status = experiment["metadata"], experiment.get("status", {})
+    named = {"namespace": metadata["namespace"], "name": metadata["name"]}
+    yield "kreflex_experiment_info", named | {key: status.get(key) or "" for key in ("phase", "guard", "verdict")}, 1
+    until = status.get("revertBy")
+    yield (
+        "kreflex_experiment_revert_by_timestamp_seconds",
+        named,
+        datetime.fromisoformat(until).timestamp() if until else 0,
+    )
+
+
 def _workload(prefix: str, thing: Thing, labels: Labels) -> Iterator[Sample]:
     metadata = thing["metadata"]
     yield from _times(prefix, metadata, labels)
@@ -230,6 +243,7 @@ KINDS: Mapping[str, Callable[[Thing], Iterable[Sample]]] = {
     "/apis/kreflex.dev/v1alpha1/remediations": remediation_samples,
     "/apis/kreflex.dev/v1alpha1/anomalies": anomaly_samples,
     "/apis/kreflex.dev/v1alpha1/anomalywatches": watch_samples,
+    "/apis/kreflex.dev/v1alpha1/experiments": experiment_samples,
 }
 
 

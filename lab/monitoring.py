@@ -23,7 +23,7 @@ _EXPORTED = [
     },
     {
         "apiGroups": ["kreflex.dev"],
-        "resources": ["remediations", "anomalies", "anomalywatches"],
+        "resources": ["remediations", "anomalies", "anomalywatches", "experiments"],
         "verbs": ["list", "watch"],
     },
 ]

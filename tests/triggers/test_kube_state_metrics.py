@@ -7,16 +7,26 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.metrics import anomaly_samples, remediation_samples, watch_samples
+from lab.metrics import anomaly_samples, experiment_samples, remediation_samples, watch_samples
 
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 RESOURCES: list[Json] = yaml.safe_load((ROOT / "triggers" / "prometheus" / "kube-state-metrics.yaml").read_text())[
     "spec"
 ]["resources"]
-EXPORTERS = {"Remediation": remediation_samples, "Anomaly": anomaly_samples, "AnomalyWatch": watch_samples}
-WHEN = {"Remediation": "dueAt", "Anomaly": "freshUntil"}
-PLURALS = {"Remediation": "remediations", "Anomaly": "anomalies", "AnomalyWatch": "anomalywatches"}
+EXPORTERS = {
+    "Remediation": remediation_samples,
+    "Anomaly": anomaly_samples,
+    "AnomalyWatch": watch_samples,
+    "Experiment": experiment_samples,
+}
+WHEN = {"Remediation": "dueAt", "Anomaly": "freshUntil", "Experiment": "revertBy"}
+PLURALS = {
+    "Remediation": "remediations",
+    "Anomaly": "anomalies",
+    "AnomalyWatch": "anomalywatches",
+    "Experiment": "experiments",
+}
 each = pytest.mark.parametrize("resource", RESOURCES, ids=lambda one: one["groupVersionKind"]["kind"])
 
 
