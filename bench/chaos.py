@@ -129,7 +129,7 @@ class Trial:
         await asyncio.gather(*(process.start() for process in processes))
         try:
             experiment = await self._begin(home)
-            async with self._woken(processes):
+            async with self._woken(processes, strike):
                 await self._until_over(experiment)
                 if stopped and strike.replica:
                     await strike.over.wait()
@@ -184,9 +184,11 @@ class Trial:
         return f"{path}/{name}"
 
     @contextlib.asynccontextmanager
-    async def _woken(self, processes: Sequence[Process]) -> AsyncIterator[None]:
-        """Wake the processes each second, each for itself: one that is stopped does not answer."""
-        waking = [asyncio.create_task(self._wake(process)) for process in processes]
+    async def _woken(self, processes: Sequence[Process], strike: Strike) -> AsyncIterator[None]:
+        """Wake the processes each second, each for itself; the second one only once the first is stopped."""
+        waking = [
+            asyncio.create_task(self._wake(one, strike if one is not processes[0] else None)) for one in processes
+        ]
         try:
             yield
         finally:
@@ -194,8 +196,10 @@ class Trial:
                 task.cancel()
             await asyncio.gather(*waking, return_exceptions=True)
 
-    async def _wake(self, process: Process) -> None:
+    async def _wake(self, process: Process, strike: Strike | None) -> None:
         headers = {**PING, **rig.caller(self._plane)}
+        if strike is not None:
+            await eventually(lambda: _struck(strike), "the stop", 300, 0.2)
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 async with self._client.post(process.url, headers=headers, data=b"{}"):
@@ -251,6 +255,10 @@ class Trial:
         await rig.remove(self._plane, f"{_APPS}/{self._case.where}/deployments/app")
         if self._node:
             await rig.remove(self._plane, f"/api/v1/nodes/{self._node}")
+
+
+async def _struck(strike: Strike) -> bool:
+    return bool(strike.replica)
 
 
 _PODS = {"PodKill", "PodImage", "NetworkIsolation"}
