@@ -68,6 +68,12 @@ def past() -> Past:
             {"namespace": "anom", "pod": "leaks"},
             [(START + m * MINUTE, 50_000.0) for m in range(-30, 60)],
         )
+    # What nodes and workloads are, by two signals: of one both are loud, of the other only the first.
+    for signal, loud in (("busy", ("worn", "worn-alone")), ("load", ("worn",))):
+        for name in ("worn", "worn-alone"):
+            values = [(m, 150.0 if m >= 11 and name in loud else QUIET) for m in range(-30, 60)]
+            labels = {"namespace": "anom", "nodename": name, "deployment": name}
+            yield signal, labels, [(START + m * MINUTE, value) for m, value in values]
     for number in range(24):
         samples = [(START + m * MINUTE, 150.0 if m >= 11 and number < 12 else QUIET) for m in range(-30, 60)]
         yield "many", {"namespace": "anom", "pod": f"many-{number:02}"}, samples
@@ -268,6 +274,35 @@ async def test_one_signal_alone_never_leads_to_a_remediation(stage: Stage) -> No
     await stage.scorer().at(*range(10, 20))
     (found,) = await stage.found()
     assert (found["status"]["agreed"], found["status"]["remediation"]) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "path", "spec"),
+    [
+        ("Node", "nodename", "/api/v1/nodes", {}),
+        ("Deployment", "deployment", "/apis/apps/v1/namespaces/anom/deployments", kit.deployment("worn", 0)["spec"]),
+    ],
+)
+async def test_a_node_or_a_workload_is_ill_when_its_signals_agree_and_not_for_one_alone(
+    stage: Stage, kind: str, label: str, path: str, spec: JSON
+) -> None:
+    for name in ("worn", "worn-alone"):
+        await stage.plane.api.post(path, {"metadata": {"name": name}, "spec": spec})
+    signals = [a_signal("busy"), a_signal("load")]
+    led = [{"class": "anomaly", "function": "node-replacer"}]
+    await stage.declare("w-worn", target={"kind": kind, "nameLabel": label}, signals=signals, remediations=led)
+    await stage.scorer().at(*range(10, 14))
+    assert [
+        (one["spec"]["target"]["kind"], one["spec"]["target"]["name"], one["status"]["agreed"])
+        for one in await stage.found()
+    ] == [(kind, "worn", True), (kind, "worn-alone", False)]
+    both, alone = [one["status"] for one in await stage.found()]
+    assert (both["remediation"], both["because"]) == ("node-replacer", "2 signals agree within 5m: busy, load")
+    assert (alone["remediation"], alone["because"]) == ("", "1 of the 2 signals that have to agree: busy")
+    where = {one["metadata"]["namespace"] for one in await stage.found()}
+    assert where == {HOME if kind == "Node" else "anom"}
+    for name in ("worn", "worn-alone"):
+        await stage.plane.api.delete(f"{path}/{name}")
 
 
 async def test_a_leak_that_two_signals_show_names_its_remediation(stage: Stage) -> None:

@@ -140,6 +140,11 @@ def test_numbers_are_told_as_people_write_them() -> None:
     assert said(one) == (
         "memory is 200Mi, 95.37Mi was expected, and reaches its limit of 256Mi in 12 min (2.0 times its threshold)"
     )
+    growing = one.model_copy(update={"evidence": {**evidence, "grows_in_an_hour": 280 * 2**20}})
+    assert said(growing) == (
+        "memory is 200Mi, 95.37Mi was expected, grows by 280Mi an hour, and reaches its limit of 256Mi in 12 min"
+        " (2.0 times its threshold)"
+    )
     assert [number(value) for value in (0.12345, 42.0, 2.0**40)] == ["0.1235", "42", "1Ti"]
 
 
