@@ -28,7 +28,7 @@ from bench.node_scenarios import NODE_SCENARIOS
 from bench.release_scenarios import RELEASE_SCENARIOS
 from bench.rig import GROUP, Json
 from bench.scenarios import KILLER, WAKER, End, Scenario
-from bench.stage import Event, Process, Said, Stage, ping, place_of, post, stage, tell
+from bench.stage import Event, Process, Said, Stage, net_of, ping, place_of, post, stage, tell
 from lab import audit, functions
 from lab.cluster import ControlPlane, Options
 from lab.faults import Call, Hit, Strike, nth
@@ -290,7 +290,7 @@ class Trial:
         # What the processes share for a second is too old then.
         await asyncio.sleep(1.1)
         # Nobody tells of it before it has fallen ill.
-        stage.switch.routes.pop(("net", where), None)
+        stage.switch.routes.pop((net_of(scenario.function), where), None)
         course.evicted += await patiently(lambda: scenario.evicts(stage.plane, where, thing))
         ill = await patiently(lambda: scenario.fall_ill(stage.plane, thing))
         course.ill.append(ill)
@@ -316,7 +316,7 @@ class Trial:
         telling = asyncio.create_task(self._tell(event, first if way != "lost" else [], 20 if way == "often" else 1))
         if not isinstance(self._blow, Halt):
             await telling
-        self._stage.switch.routes["net", self.course.where] = urls
+        self._stage.switch.routes[net_of(self._case.scenario.function), self.course.where] = urls
         await self._until_over(ill, _nothing)
         await telling
         if way == "late":

@@ -161,6 +161,11 @@ class Switch:
         return status or 503
 
 
+def net_of(function: str) -> str:
+    """Name the net under one function: what another one is called for, would keep it from what it is called for."""
+    return f"net-{function}"
+
+
 def place_of(item: Json) -> str:
     """The namespace of the case that a waker's item belongs to; nodes, and their records elsewhere, bear its name."""
     namespace = str(item.get("namespace", ""))
@@ -240,7 +245,7 @@ async def stage(plane: ControlPlane) -> AsyncIterator[Stage]:
     helper = Process(plane, rig.FOLDER, ports.take(), [])
     # It removes no records: that is for the wakers that are spoilt.
     token = str(await callers.issue(plane, functions.WAKER, functions.NAMESPACE))
-    urls = ",".join(f"{name}={switch.url}/net" for name in FUNCTIONS)
+    urls = ",".join(f"{name}={switch.url}/{net_of(name)}" for name in FUNCTIONS)
     told = {"RETAIN": "87600h", "FUNCTIONS": urls, "TOKEN_FILE": token}
     net = Process(plane, functions.WAKER, ports.take(), [], settings=told)
     try:
