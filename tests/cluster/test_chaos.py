@@ -155,6 +155,9 @@ async def test_a_node_is_drained_and_gets_pods_again(ready: ControlPlane, runner
         await where.deployment("stays", 1, nodeSelector={"kubernetes.io/hostname": name})
         labels = {label: "true" if label == PROTECTED_LABEL else "forbidden"}
         await ready.api.patch(f"/api/v1/namespaces/{where.name}", {"metadata": {"labels": labels}})
+    kept.append(await kit.place(ready))
+    out = {"kreflex.dev/opt-out": "true"}
+    await kept[-1].deployment("stays", 1, annotations=out, nodeSelector={"kubernetes.io/hostname": name})
     await ready.api.apply(*chaos.home_policy())
     wanted = {"fault": {"kind": "NodeDrain"}, "targets": {"names": [name, "node-0"]}, "amount": "100%"}
     made = await chaos.make(ready, "kreflex-system", name, **wanted, duration="3s")
@@ -163,7 +166,7 @@ async def test_a_node_is_drained_and_gets_pods_again(ready: ControlPlane, runner
     await ready.api.delete(f"/api/v1/nodes/{name}")
     assert [(one.target.name, one.state) for one in ended.status.injected] == [(name, "Reverted")], ended.status
     assert len(set(here.evictions())) == 2
-    assert [where.evictions() for where in kept] == [[], []]
+    assert [where.evictions() for where in kept] == [[], [], []]
     assert not after["spec"].get("unschedulable")
     assert chaos.notes(after) == {}
 

@@ -9,7 +9,7 @@ from kreflex.anomaly import states as excluded
 from kreflex.anomaly.learning import Exclusion
 from kreflex.chaos import changes, gates
 from kreflex.chaos.changes import ABSENT, Change
-from kreflex.chaos.experiments import Experiment, Healed, Injection, Line, Probed, Turn, read_experiment
+from kreflex.chaos.experiments import Experiment, Healed, Injection, Level, Line, Probed, Turn, read_experiment
 from kreflex.chaos.probes import Seen, noted, reachable
 from kreflex.chaos.report import day_score, html, markdown
 from kreflex.chaos.score import score, shortfalls, success
@@ -210,6 +210,14 @@ def test_a_page_shows_what_others_wrote_as_text_only() -> None:
     assert "Kill &lt;b&gt;" in page
     assert page.count("<svg") == 1
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_budget_that_never_changed_is_a_line_all_the_same() -> None:
+    one = over()
+    status = one.status.model_copy(update={"budget": (Level(at=NOW, left=1.0),)})
+    page = html([Experiment(**{**one.__dict__, "status": status})])
+    points = page.partition('<polyline points="')[2].partition('"')[0].split()
+    assert len({point.partition(",")[0] for point in points}) == 2
 
 
 def test_the_score_of_a_day_leaves_out_what_has_none() -> None:

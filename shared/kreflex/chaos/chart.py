@@ -131,10 +131,10 @@ def _bar(x: float, end: float, y: float, *, ok: bool, name: str) -> str:
 
 
 def _budget(one: Experiment, scale: Scale, y: float) -> str:
-    points = " ".join(
-        f"{scale.x(level.at)},{y + 19 - 16 * min(max(level.left, 0.0), 1.0):.1f}" for level in one.status.budget
-    )
     last = one.status.budget[-1]
+    # Levels are noted when they change: the last one held until the end.
+    levels = (*one.status.budget, last.model_copy(update={"at": one.status.finished_at or last.at}))
+    points = " ".join(f"{scale.x(at.at)},{y + 19 - 16 * min(max(at.left, 0.0), 1.0):.1f}" for at in levels)
     return (
         f'<polyline points="{points}" fill="none" stroke="var(--budget)" stroke-width="2"/>'
         f'<text x="{scale.x(last.at) + 4:g}" y="{y + 15:g}" fill="var(--budget)">{last.left:.0%}</text>'

@@ -20,6 +20,8 @@ from kreflex.views import JSON
 from kreflex.world import World
 
 _MOST_SLOS = 5000
+# So that the command behind it is never cut off, even with the longest names.
+_BEFORE_HOW = 300
 _APPROVED_FOR = timedelta(hours=1)
 # The shell puts the name in: admission takes nobody else's (see admission.experiments).
 _WHOEVER_ASKS = "'\"$(kubectl auth whoami -o jsonpath={.status.userInfo.username})\"'"
@@ -81,7 +83,7 @@ def _approval(experiment: Experiment, because: str, now: datetime | None) -> Sto
         told = f"what {given.by} approved has expired at {given.until:%Y-%m-%d %H:%M:%S} UTC"
     else:
         return None
-    return Stop("Approve", f"{told}. {_how_to_approve(experiment, plan)}")
+    return Stop("Approve", f"{told[:_BEFORE_HOW]}. {_how_to_approve(experiment, plan)}")
 
 
 def _how_to_approve(experiment: Experiment, plan: str) -> str:

@@ -112,7 +112,7 @@ class Runner:
                     if held.status.phase in FINAL or wait > end - self.now():
                         return await self._let_go(held, wait)
                 except ConflictError as error:
-                    held, wait = await self._still_mine(held, error), timedelta()
+                    held, wait = await self._still_mine(held, error), _STEP / 5
                 if held is before or wait > timedelta():
                     await asyncio.sleep(max(wait, _STEP / 5).total_seconds())
             return await self._let_go(held, timedelta())
