@@ -468,7 +468,7 @@ def _pods(release: Release, revision: Revision) -> tuple[Pod, ...]:
 
 
 def _was_well(release: Release, revision: Revision, limits: Limits, now: datetime) -> bool:
-    if revision.bad:
+    if revision.bad or revision.experiment:
         return False
     return revision.healthy_at is not None or any(well(pod, limits, now) for pod in _pods(release, revision))
 

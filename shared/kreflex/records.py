@@ -28,6 +28,8 @@ HISTORY = 20
 TARGET = f"{GROUP}/target"
 # On what an experiment has hit, for as long as it is broken: NAMESPACE/NAME/UID of the experiment.
 HIT_BY = f"{GROUP}/chaos-experiment"
+# Beside it: what was changed there, as kreflex.chaos.changes writes it.
+HIT_HOW = f"{GROUP}/chaos-prior"
 _EXPERIMENT = 63 + 1 + 253
 _NAME = 200
 _KNOWN = 10_000

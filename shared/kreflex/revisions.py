@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 
 from kreflex import progress, templates
 from kreflex.ailments import start_of
+from kreflex.chaos.changes import left, read
 from kreflex.cluster import Reader
 from kreflex.decisions import Remember
 from kreflex.durations import show_duration
 from kreflex.histories import History, Noted, digest, history_of
 from kreflex.kinds import RELEASED, path_of
+from kreflex.records import HIT_HOW, experiment_of
 from kreflex.views import JSON, Pod, Ref, Workload, controller_of, moment, pod_view, time_of, workload_view
 
 _CONTROLLERS = {"kube-controller-manager", "rollouts-controller"}
@@ -27,7 +29,7 @@ class Revision:
     `hash` is what its pods are labelled with. `created` is when the cluster first had it: a revision that was gone back
     to is older than its number. The workload's ReleaseHistory tells the rest: between `healthy_at` and `healthy_until`
     it was complete, and all its pods were Ready; `bad` names the record of a rollback away from it; `source` is what
-    put it there, as far as known: a revision of Git or of Helm.
+    put it there, as far as known: a revision of Git or of Helm. `experiment` has broken it on purpose.
     """
 
     hash: str
@@ -38,6 +40,7 @@ class Revision:
     healthy_until: datetime | None = None
     bad: str = ""
     source: str = ""
+    experiment: str = ""
 
     def __str__(self) -> str:
         return f"revision {self.number} ({', '.join(templates.images(self.template))})"
@@ -89,9 +92,9 @@ class Release:
     def healthy(self, revision: Revision, least: timedelta, now: datetime) -> bool:
         """Tell whether a revision was really healthy: for so long its pods are Ready, or were seen to be.
 
-        Never true of one that was rolled back from, however its pods are.
+        Never true of one that was rolled back from, or that an experiment has made, however its pods are.
         """
-        if revision.bad:
+        if revision.bad or revision.experiment:
             return False
         since, known = self.ready_since(revision), self.history.of(revision.hash)
         return (since is not None and now - since >= least) or (known is not None and known.proves(least))
@@ -199,7 +202,21 @@ def _view(kind: str, body: JSON) -> _Made:
         created=time_of(meta["creationTimestamp"]),
         template=templates.template_of(kind, body),
     )
+    revision = replace(revision, experiment=_broken_by(meta, revision.template))
     return _Made(revision, meta["uid"], body)
+
+
+def _broken_by(meta: JSON, template: JSON) -> str:
+    """Name the experiment whose fault a template has: controllers give a workload's annotations to what they make.
+
+    The mark alone says nothing: a ReplicaSet keeps that of an experiment that has changed the replicas.
+    """
+    notes = meta.get("annotations") or {}
+    try:
+        ours = left({"spec": {"template": template}}, read(notes.get(HIT_HOW, "[]")))
+    except (ValueError, TypeError, KeyError):
+        return ""
+    return (experiment_of(notes) or "") if ours else ""
 
 
 async def _pods(ref: Ref, chosen: str, reader: Reader) -> list[Pod]:
@@ -302,7 +319,7 @@ def to_remember(release: Release, least: timedelta, now: datetime, source: str =
     One write for each release. `source` is what put it there, a revision of Git or of Helm, where that is known.
     """
     since, known = release.ready_since(release.current), release.history.of(release.current.hash)
-    if not release.complete or since is None or now - since < least:
+    if release.current.experiment or not release.complete or since is None or now - since < least:
         return None
     fresh = replace(release.current, healthy_at=since, healthy_until=now, source=source or release.current.source)
     took = start_of(release.new_pods)
@@ -317,6 +334,8 @@ def unremembered(body: JSON, history: History | None, least: timedelta) -> bool:
     """Tell, from a list of workloads, whether one runs well as it is, and nobody has noted that."""
     template = (body.get("spec") or {}).get("template")
     if template is None or not progress.complete(body) or not workload_view(body).ready:
+        return False
+    if experiment_of(body["metadata"].get("annotations") or {}):
         return False
     known = history.of_template(digest(template)) if history is not None else None
     return known is None or not known.proves(least)

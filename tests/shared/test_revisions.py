@@ -1,6 +1,7 @@
 """What is told of a release from what an API server has of it."""
 
 import copy
+import json
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -280,6 +281,27 @@ async def well(ready_for: timedelta, known: JSON | None = None, source: str = ""
     history = a_history({"hash": "9f2", "number": 2, **known}) if known is not None else None
     release = await the_release(pod, deployment=a_deployment(status=COMPLETE), history=history)
     return to_remember(release, 5 * MINUTE, NOW, source)
+
+
+def by_experiment(made: JSON, path: str, after: object) -> JSON:
+    """A ReplicaSet with what its Deployment was marked with."""
+    prior = json.dumps([{"path": path.split(), "before": "before", "after": after}])
+    notes = {"kreflex.dev/chaos-experiment": "shop/storm/u-1", "kreflex.dev/chaos-prior": prior}
+    annotations = {**(made["metadata"].get("annotations") or {}), **notes}
+    return {**made, "metadata": {**made["metadata"], "annotations": annotations}}
+
+
+async def test_what_an_experiment_has_made_is_never_healthy_and_not_remembered() -> None:
+    pod, image = a_pod_of(NEW_SET, "cart-9f2-a", HOUR), "spec template spec containers name=app image"
+    for made, broken in (
+        (by_experiment(a_set(NEW_SET, 2, "cart:2", HOUR), image, "cart:2"), "shop/storm"),
+        # The mark of one that has changed the replicas stays on the ReplicaSet that was there.
+        (by_experiment(a_set(NEW_SET, 2, "cart:2", HOUR), "spec replicas", 0), ""),
+    ):
+        release = await the_release(pod, made, deployment=a_deployment(status=COMPLETE))
+        assert release.current.experiment == broken
+        assert release.healthy(release.current, 5 * MINUTE, NOW) is not bool(broken)
+        assert (to_remember(release, 5 * MINUTE, NOW) is None) is bool(broken)
 
 
 SEEN: JSON = {

@@ -18,7 +18,7 @@ from kreflex.cluster import Reader, Writer
 from kreflex.durations import Duration, parse_duration
 from kreflex.parts import Part, Share
 from kreflex.policy import GROUP, VERSION, Selector
-from kreflex.records import HIT_BY, Approval, Target, Time
+from kreflex.records import HIT_BY, HIT_HOW, Approval, Target, Time
 from kreflex.rule import Check, Rule
 from kreflex.views import JSON, Ref
 
@@ -29,7 +29,7 @@ FUNCTION = "chaos-runner"
 OPT_IN = f"{GROUP}/chaos"
 ALLOWED = "allowed"
 # What an object carries that something was injected into: whose it is, until when, and how it was before.
-INJECTED, REVERT_BY, PRIOR = HIT_BY, f"{GROUP}/revert-by", f"{GROUP}/chaos-prior"
+INJECTED, REVERT_BY, PRIOR = HIT_BY, f"{GROUP}/revert-by", HIT_HOW
 FINALIZER = f"{GROUP}/chaos"
 TIMELINE = 200
 # All of a status has to fit into one write, and etcd takes 1.5 MiB: https://etcd.io/docs/v3.6/dev-guide/limit/
