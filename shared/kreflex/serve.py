@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,8 @@ def experiment(name: str, hosts: frozenset[str], linger: timedelta) -> Main:
 
 def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str, **terms: Any) -> Main:
     """Make anomaly-scorer's `main`; raises SettingsError for a detector or a store that there is not."""
+    # numpy would begin with a thread and a buffer for each core, for products of matrices; there are none here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Only it needs numpy.
     from kreflex.anomaly.door import Doors  # noqa: PLC0415
 

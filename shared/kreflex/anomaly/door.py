@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from starlette.responses import Response
 
+from kreflex.anomaly import memory
 from kreflex.anomaly.alerting import Alertmanagers
 from kreflex.anomaly.anomalies import Said
 from kreflex.anomaly.events import Sink
@@ -41,6 +42,7 @@ class Doors:
         most_open: int,
         alertmanager_token_file: str = "",
     ) -> None:
+        memory.share()
         self._core = core
         self._detector = detector(detector_name)
         self._state_store = state_store

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from kreflex.anomaly import episodes, feedback
+from kreflex.anomaly import episodes, feedback, memory
 from kreflex.anomaly.agreement import Place
 from kreflex.anomaly.alerting import NAME, Alertmanagers
 from kreflex.anomaly.anomalies import KIND, Anomalies, Anomaly, AnomalyStatus, Looked, Said, read_anomaly
@@ -98,6 +98,12 @@ class Scorer:
 
     async def go(self) -> list[str]:
         """Do what is to be done at a tick; what went wrong, in words. It is tried again at the next."""
+        try:
+            return await self._go()
+        finally:
+            memory.give_back()
+
+    async def _go(self) -> list[str]:
         deadline = time.monotonic() + self._terms.budget.total_seconds()
         watches, known = await self._declared(), await self._known()
         failures: list[str] = []
