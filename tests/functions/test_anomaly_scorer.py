@@ -112,7 +112,9 @@ def test_a_backtest_tells_what_would_have_been_raised(url: str, tmp_path: Path) 
     lines = told.stdout.splitlines()
     assert lines[0] == "kreflex-system/pods: 2023-11-13 22:01 to 2023-11-14 22:00 UTC, as production would have seen it"
     assert re.match(r"  memory: 4 series, 4\.0 series-days; \d+ alarms, and 0\.2 false ones are borne", lines[1])
-    figures, again = (json.loads(run("backtest", *where[:7], "6h", "--json").stdout)["watches"][0] for _ in range(2))
+    figures, again = (
+        json.loads(run("backtest", *where[:7], "6h", *where[8:], "--json").stdout)["watches"][0] for _ in range(2)
+    )
     raised = [one for one in figures["raised"] if one["target"] == "Pod shop/jumps"]
     assert len(raised) >= 1
     assert any(one["agreed"] and one["since"].startswith("2023-11-14T20:3") for one in raised), figures["raised"]
