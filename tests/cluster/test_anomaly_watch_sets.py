@@ -48,6 +48,14 @@ def metrics() -> Iterator[tuple[str, Labels, float]]:
     for kind, grows in (("used", 1.0), ("hard", 0.0)):
         quota = {"namespace": "shop", "resourcequota": "team", "resource": "requests.memory", "type": kind}
         yield "kube_resourcequota", {**EXPORTED, **quota}, grows
+    yield from of_a_node()
+    service = {"namespace": "shop", "service": "cart", "pod": "cart-7d4-x2x9k"}
+    yield "http_requests_total", {**service, "code": "200"}, 600.0
+    for le, grows in (("0.1", 300.0), ("1", 600.0), ("+Inf", 600.0)):
+        yield "http_request_duration_seconds_bucket", {**service, "le": le}, grows
+
+
+def of_a_node() -> Iterator[tuple[str, Labels, float]]:
     for cpu in ("0", "1"):
         yield "node_cpu_seconds_total", {**NODE, "cpu": cpu, "mode": "idle"}, 30.0
     yield "node_load1", NODE, 0.0
@@ -60,10 +68,6 @@ def metrics() -> Iterator[tuple[str, Labels, float]]:
         yield f"node_network_receive_{name}_total", {**NODE, "device": "eth0"}, 60.0
         yield f"node_network_transmit_{name}_total", {**NODE, "device": "eth0"}, 60.0
     yield "node_uname_info", {**NODE, "nodename": "n1", "release": "6.1"}, 0.0
-    service = {"namespace": "shop", "service": "cart", "pod": "cart-7d4-x2x9k"}
-    yield "http_requests_total", {**service, "code": "200"}, 600.0
-    for le, grows in (("0.1", 300.0), ("1", 600.0), ("+Inf", 600.0)):
-        yield "http_request_duration_seconds_bucket", {**service, "le": le}, grows
 
 
 def past() -> Past:
