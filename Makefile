@@ -47,11 +47,12 @@ test: setup binaries ## Everything that has to pass before a change is merged
 # They wait for clusters a part of the time, so three run side by side, on clusters of their own; who takes longest
 # begins first, and what the linters use of one core, a cluster that boots does not miss. Of all but one the words come
 # at the end, not to mix with the others'.
-PARTS := aside-lint tests-of-clusters tests-of-releases tests-of-nodes tests-of-the-rest tests-of-metrics
+PARTS := aside-lint tests-of-clusters tests-of-releases tests-of-nodes tests-of-the-rest tests-of-values tests-of-metrics
 OF = $(sort $(wildcard $(1:%=tests/cluster/test_%*.py)))
-METRICS := $(call OF,anomaly budgets chaos error_budget slo)
+METRICS := $(call OF,anomaly budgets chaos engines error_budget slo)
 NODES := $(call OF,fleet lab_nodes node_)
 RELEASES := $(call OF,canary flagger git helm lab_jobs pipeline release rollback)
+VALUES := tests/shared tests/functions tests/ingress
 APART := $(patsubst %,--ignore=%,$(METRICS) $(NODES) $(RELEASES))
 
 tests-of-clusters:
@@ -62,9 +63,10 @@ aside = mkdir -p .pytest_cache; status=0; $(1) >.pytest_cache/$@.log 2>&1 || sta
 tests-of-metrics: TESTS = $(METRICS)
 tests-of-nodes: TESTS = $(NODES)
 tests-of-releases: TESTS = $(RELEASES)
-tests-of-the-rest: TESTS = --ignore-glob='tests/cluster/test_[a-kor]*' $(APART)
+tests-of-the-rest: TESTS = --ignore-glob='tests/cluster/test_[a-kor]*' $(APART) $(VALUES:%=--ignore=%)
+tests-of-values: TESTS = $(VALUES)
 
-tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest:
+tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest tests-of-values:
 	@$(call aside,$(BIN)/pytest $(TESTS))
 
 aside-lint:
