@@ -18,13 +18,20 @@ TRIGGERS = {
     for name in FUNCTIONS
     if name != "waker"
     for trigger in kit.manifests(f"triggers/knative-eventing/{name}.yaml")
+    if trigger["kind"] == "Trigger"
 }
 CHANGES = [f"dev.knative.apiserver.resource.{verb}" for verb in ("add", "update", "delete")]
-KINDS = ("Pod", "Node", "Deployment", "StatefulSet", "Rollout", "Ingress", "HTTPRoute", "Remediation", "ConfigMap")
+KINDS = (
+    *("Pod", "Node", "Deployment", "StatefulSet", "Rollout", "Ingress", "HTTPRoute"),
+    *("Remediation", "Experiment", "Anomaly", "ConfigMap"),
+)
 NAMES = ("cart", "cart-canary", *(f"{name}-cart" for name in TRIGGERS))
 WORDS = ("ineffective", "unknown", "refused", "changed", "recovered", "applied")
 REPLIES = [f"dev.kreflex.remediation.{word}.v1" for word in WORDS]
-OTHERS = ["dev.kreflex.anomaly.detected.v1", "dev.kreflex.experiment.finished.v1", "dev.knative.sources.ping"]
+OTHERS = [
+    *(f"dev.kreflex.anomaly.{word}.v1" for word in ("detected", "resolved", "feedback")),
+    *("dev.kreflex.experiment.finished.v1", "dev.knative.sources.ping"),
+]
 SENT = [
     *({"type": type_, "kind": kind, "name": name} for type_, kind, name in product(CHANGES, KINDS, NAMES)),
     *({"type": type_, "source": f"kreflex.dev/functions/{name}"} for type_, name in product(REPLIES, TRIGGERS)),
