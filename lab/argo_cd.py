@@ -72,8 +72,10 @@ class Controller:
     async def serve(self) -> None:
         """Compare and sync all Applications until cancelled."""
         while True:
-            for one in (await self.api.get(APPLICATIONS))["items"]:
-                if one["metadata"].get("annotations", {}).get(SKIP) != "true":
+            for name in [one["metadata"]["name"] for one in (await self.api.get(APPLICATIONS))["items"]]:
+                # As it is now: Argo CD has a watch, and does not act for minutes on what it read with the others.
+                one = await self.api.find(f"{APPLICATIONS}/{name}")
+                if one is not None and one["metadata"].get("annotations", {}).get(SKIP) != "true":
                     # It may be gone meanwhile.
                     with contextlib.suppress(Refused):
                         await self._reconcile(one)

@@ -90,7 +90,8 @@ class Manager:
     """What writes an object from Git; `held` tells why nothing can be undone in Git by us, "" if nothing does.
 
     `branch` is "" for the repository's default one, `source` what fetches the repository if that is another object.
-    `history` has the newest first, without what is applied now, and `settled` says that no sync is under way. `others`
+    `history` has the newest first, without what is applied now, and `settled` says that it has brought what it tried
+    last; one that is `syncing` is about to write, whether it was suspended since or not. `others`
     are the other workloads that it writes, `complaint` is what it says of itself, and `restored` who would put it back
     if it was suspended, "" if nobody would.
     """
@@ -103,6 +104,7 @@ class Manager:
     applied: str = ""
     history: tuple[Deployed, ...] = ()
     settled: bool = True
+    syncing: bool = False
     suspended: bool = False
     suspended_by: str = ""
     others: tuple[str, ...] = ()
@@ -195,6 +197,15 @@ def _nameless(body: JSON) -> Manager | None:
 # -- Argo CD
 
 
+def is_syncing(application: JSON) -> bool:
+    """Tell whether an Application has an operation that is asked for, or under way: to suspend it does not end that.
+
+    https://github.com/argoproj/argo-cd/blob/master/controller/appcontroller.go (processRequestedAppOperation)
+    """
+    state = (application.get("status") or {}).get("operationState") or {}
+    return bool(application.get("operation")) or state.get("phase") in {"Running", "Terminating"}
+
+
 async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = False) -> Manager | None:
     found = await _read(ref, reader)
     if listed and (found is None or not _lists(found, body)):
@@ -219,6 +230,7 @@ async def _application(ref: Ref, body: JSON, reader: Reader, *, listed: bool = F
         applied=applied,
         history=_before(history, applied),
         settled=(status.get("operationState") or {}).get("phase", "Succeeded") == "Succeeded",
+        syncing=is_syncing(found),
         suspended=not _automated(spec),
         suspended_by=annotations.get(SUSPENDED_BY, ""),
         others=_others(status, body),

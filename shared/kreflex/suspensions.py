@@ -16,7 +16,7 @@ from kreflex.cluster import Reader, Writer
 from kreflex.decisions import Defer, Refuse
 from kreflex.errors import ConflictError
 from kreflex.gitactions import WayInGit
-from kreflex.gitops import ARGO, KUSTOMIZE, RBAC, SUSPENDED_BY, SYNC_SUSPENDED, Manager, path_of
+from kreflex.gitops import ARGO, KUSTOMIZE, RBAC, SUSPENDED_BY, SYNC_SUSPENDED, Manager, is_syncing, path_of
 from kreflex.kinds import RELEASED
 from kreflex.kinds import path_of as path_of_object
 from kreflex.releaseactions import remedy_of
@@ -32,6 +32,7 @@ SUSPENDED = "SyncSuspended"
 # A controller that has read its object before it was suspended writes once more. Argo CD heals after five seconds.
 # https://argo-cd.readthedocs.io/en/stable/user-guide/auto_sync/#automated-sync-semantics
 _UNDER_WAY = timedelta(seconds=10)
+_AGAIN = timedelta(seconds=5)
 # So often each is suspended; then somebody works against it.
 _MOST = 3
 _ONLY_OFF = Check(
@@ -87,7 +88,7 @@ class SuspendSync(RemedyStep):
 
     async def _automation(self, body: JSON, meta: JSON, writer: Writer, mark: str) -> str:
         ref, path = self.by.ref, path_of(self.by.ref)
-        if ((body.get("status") or {}).get("operationState") or {}).get("phase") == "Running":
+        if is_syncing(body):
             raise BlockedError(f"{ref} is being synced: wait for it, or terminate it", SUSPENDED)
         automated = (body["spec"].get("syncPolicy") or {}).get("automated")
         noted = {SUSPENDED_BY: mark, AUTOMATED: json.dumps(automated)}
@@ -186,6 +187,10 @@ def suspend(wanted: Suspension[N], course: Course | None, now: datetime) -> Susp
         return Defer(
             f"what {names} has begun may still be written", until, wanted.remedy.episode, wanted.remedy.workload
         )
+    busy = next((one for one in wanted.managers if one.syncing), None)
+    if busy is not None:
+        because = f"{busy} is suspended and still being synced: wait for it, or terminate it"
+        return Defer(because, now + _AGAIN, wanted.remedy.episode, wanted.remedy.workload)
     return None
 
 

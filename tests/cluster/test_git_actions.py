@@ -397,6 +397,9 @@ async def test_a_sync_is_suspended_and_then_a_live_rollback_lasts_and_says_so(sh
     course = Course(OURS, now, (Taken(action="SuspendSync", first=now, last=now),))
     assert isinstance(step_to_suspend(way, course, now), Defer)
     assert step_to_suspend(way, course, now + timedelta(seconds=10)) is None
+    waits = step_to_suspend(replace(way, by=replace(way.by, syncing=True)), course, now + timedelta(seconds=10))
+    assert isinstance(waits, Defer)
+    assert waits.because.endswith("is suspended and still being synced: wait for it, or terminate it")
 
     await shop.apply(RevertTemplate("it crashes", way.to, release=way.release))
     await shop.runs("shop:1")

@@ -8,7 +8,7 @@ import pytest
 
 from kreflex.cluster import Reader
 from kreflex.errors import OutageError
-from kreflex.gitops import Deployed, Manager, good_revision, inside, manager_of, revision_in, source_of
+from kreflex.gitops import Deployed, Manager, good_revision, inside, is_syncing, manager_of, revision_in, source_of
 from kreflex.views import JSON, Ref
 from tests.values import HOUR, MINUTE, NOW, CannedApi, stamp
 
@@ -314,6 +314,22 @@ async def test_a_sync_that_waits_for_health_has_been_applied() -> None:
     }
     manager = await the_application(status=status)
     assert (manager.applied, manager.history, manager.settled) == (BAD, (Deployed(GOOD, NOW - HOUR),), False)
+    assert manager.syncing
+
+
+@pytest.mark.parametrize(
+    ("body", "syncing"),
+    [
+        ({}, False),
+        ({"status": {"operationState": {"phase": "Succeeded"}}}, False),
+        ({"status": {"operationState": {"phase": "Failed"}}}, False),
+        ({"status": {"operationState": {"phase": "Running"}}}, True),
+        ({"status": {"operationState": {"phase": "Terminating"}}}, True),
+        ({"operation": {"sync": {}}, "status": {"operationState": {"phase": "Succeeded"}}}, True),
+    ],
+)
+def test_an_application_is_synced_while_an_operation_is_asked_for_or_under_way(body: JSON, syncing: bool) -> None:
+    assert is_syncing(body) is syncing
 
 
 async def test_a_kustomization_that_waits_for_health_has_been_applied() -> None:
