@@ -373,6 +373,17 @@ async def resume(plane: ControlPlane, name: str) -> None:
     await plane.api.patch(f"{APPLICATIONS}/{name}", {"spec": {"syncPolicy": {"automated": {"selfHeal": True}}}})
 
 
+async def refreshed(plane: ControlPlane, name: str) -> None:
+    """Wait until Argo CD has looked at an Application as it is now; what it had begun before is over then."""
+    path = f"{APPLICATIONS}/{name}"
+    await plane.api.patch(path, {"metadata": {"annotations": {REFRESH: "normal"}}})
+
+    async def done() -> bool:
+        return REFRESH not in (await plane.api.get(path))["metadata"].get("annotations", {})
+
+    await eventually(done, f"a refresh of Application {name}")
+
+
 async def remove(plane: ControlPlane, name: str) -> None:
     """Delete an Application, and leave what it has applied."""
     await plane.api.delete(f"{APPLICATIONS}/{name}")

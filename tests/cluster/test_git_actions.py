@@ -401,6 +401,7 @@ async def test_a_sync_is_suspended_and_then_a_live_rollback_lasts_and_says_so(sh
     assert isinstance(waits, Defer)
     assert waits.because.endswith("is suspended and still being synced: wait for it, or terminate it")
 
+    await argo_cd.refreshed(shop.lab.plane, shop.name)
     await shop.apply(RevertTemplate("it crashes", way.to, release=way.release))
     await shop.runs("shop:1")
     await shop.here.ready_pods("shop", 1)
