@@ -85,6 +85,9 @@ async def test_a_node_that_can_not_be_emptied_is_uncordoned_once_and_left_to_peo
 
 async def test_two_replicas_that_are_told_twenty_times_at_once_take_each_step_once(played: Played) -> None:
     (often,) = [one for one in played.courses if one.case == OFTEN]
-    steps = [{step["action"]: step["count"] for step in record["status"]["steps"]} for record in often.records]
+    taken = [{step["action"] for step in record["status"]["steps"]} for record in often.records]
     assert len(often.records) == len(often.ill)
-    assert all(one["CordonNode"] == one["DeleteNodeClaim"] == 1 for one in steps)
+    assert all({"CordonNode", "DeleteNodeClaim"} <= one for one in taken)
+    # By the audit log: a record counts attempts, and on a slow machine one may be cut off by its deadline and repeated.
+    found = await faults.judge(played.on, [often])
+    assert (found["second_disruptions"], found["second_steps"]) == (0, 0)
