@@ -407,7 +407,12 @@ class Experiment:
     @property
     def late_at(self) -> datetime | None:
         """Tell from when on it is too late to begin."""
-        return None if self.spec is None else (self.status.waiting_since or self.created) + self.spec.start_within
+        return None if self.spec is None else self.waits_since + self.spec.start_within
+
+    @property
+    def waits_since(self) -> datetime:
+        """Tell since when its next run could begin."""
+        return self.status.waiting_since or self.created
 
     def due(self, now: datetime) -> bool:
         """Tell whether chaos-runner should look at it now."""

@@ -253,7 +253,7 @@ class Runner:
         if "Before" not in probe.when:
             return probed, ""
         # The same Job for whoever asks again soon, and another one where an experiment waits for long.
-        turn = f"{held.status.run}/before/{self.now().timestamp() // _FRESH.total_seconds():.0f}"
+        turn = f"{held.status.run}/before/{(self.now() - held.waits_since) // _FRESH}"
         seen = await self._eyes.look(probe, held, turn)
         if seen is None:
             return probed, f"the Job of {probe.name} runs"
