@@ -5,7 +5,7 @@ import contextlib
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -221,10 +221,9 @@ async def test_does_not_begin_and_says_why(shop: kit.Place, runner: Runner) -> N
     assert (await refusal(runner, shop, **kill, targets={"names": ["other"]}))[:2] == ("Refused", "Targets")
     assert (await refusal(runner, shop, fault={"kind": "Image"}))[:2] == ("Refused", "Spec")
     assert (await refusal(runner, shop, fault={"kind": "Cordon"}))[:2] == ("Refused", "Scope")
-    assert (await refusal(runner, shop, **kill, hours={"days": ["Mon"], "begin": "00:00", "end": "00:00"}))[:2] == (
-        "Pending",
-        "Hours",
-    )
+    with pytest.raises(Refused, match="begin and end are the same: a whole day is from 00:00 to 24:00"):
+        await refusal(runner, shop, **kill, hours={"begin": "00:00", "end": "00:00"})
+    assert (await refusal(runner, shop, **kill, hours={"days": [in_three_days()]}))[:2] == ("Pending", "Hours")
     assert (await refusal(runner, shop, **kill, withoutBudget=None))[:2] == ("Pending", "ErrorBudget")
     await shop.policy(mode="DryRun")
     assert (await refusal(runner, shop, **kill))[:2] == ("Pending", "DryRun")
@@ -234,6 +233,10 @@ async def test_does_not_begin_and_says_why(shop: kit.Place, runner: Runner) -> N
     assert (await shop.plane.api.get(leases))["items"] == []
     deleted = [entry for entry in shop.writes("chaos-runner") if entry["verb"] == "delete"]
     assert {entry["objectRef"]["resource"] for entry in deleted} <= {"leases"}
+
+
+def in_three_days() -> str:
+    return f"{datetime.now(UTC) + timedelta(days=3):%a}"
 
 
 async def test_hits_nothing_where_nobody_has_opted_in(ready: ControlPlane, runner: Runner) -> None:

@@ -208,6 +208,68 @@ def test_one_that_nobody_has_approved_says_how() -> None:
 
 
 @pytest.mark.parametrize(
+    ("hours", "now", "opens"),
+    [
+        ({}, "2026-11-20T09:00", True),  # A Friday.
+        ({}, "2026-11-20T16:00", False),
+        ({}, "2026-11-21T10:00", False),
+        ({"begin": "22:00", "end": "04:00"}, "2026-11-20T22:00", True),
+        ({"begin": "22:00", "end": "04:00"}, "2026-11-21T03:59", True),
+        ({"begin": "22:00", "end": "04:00"}, "2026-11-21T04:00", False),
+        ({"begin": "22:00", "end": "04:00"}, "2026-11-21T22:30", False),
+        # Sunday's night is no Monday's.
+        ({"begin": "22:00", "end": "04:00"}, "2026-11-23T01:00", False),
+        ({"begin": "22:00", "end": "04:00", "days": ["Sun"]}, "2026-11-23T01:00", True),
+        ({"begin": "00:00", "end": "24:00"}, "2026-11-20T23:59", True),
+        ({"begin": "09:00", "end": "00:00"}, "2026-11-21T00:00", False),
+        # 23:30 in New York, and 05:30 in Berlin.
+        ({"begin": "22:00", "end": "04:00", "zone": "America/New_York"}, "2026-11-21T04:30", True),
+        ({"begin": "22:00", "end": "04:00", "zone": "Europe/Berlin"}, "2026-11-21T04:30", False),
+    ],
+)
+async def test_begins_in_its_hours_which_may_go_past_midnight(hours: dict[str, Any], now: str, opens: bool) -> None:
+    stop = await asked_at(now, hours)
+    assert (stop is None) is opens, stop
+
+
+async def asked_at(now: str, hours: dict[str, Any]) -> gates.Stop | None:
+    """What the gates say at a time."""
+    policy = {
+        "metadata": {"name": "chaos", "uid": "p", "resourceVersion": "1"},
+        "spec": {"mode": "Auto", "functions": ["chaos-runner"]},
+    }
+    api = PatchedApi(
+        {
+            "/apis/kreflex.dev/v1alpha1/clusterremediationpolicies/chaos": policy,
+            "/api/v1/namespaces/shop": {"metadata": {"name": "shop", "labels": OPTED}},
+        },
+        timedelta(),
+    )
+    api.watch.moment = datetime.fromisoformat(f"{now}:00+00:00")
+    return await gates.may_begin(experiment(hours=hours), api.world())
+
+
+async def test_says_what_hours_mean_and_what_is_wrong_with_them() -> None:
+    assert await asked_at("2026-11-21T04:30", {"begin": "22:00", "end": "04:00"}) == gates.Stop(
+        "Hours", "it may begin Mon, Tue, Wed, Thu, Fri from 22:00 to 04:00 of the next day, UTC"
+    )
+    assert await asked_at("2026-11-20T10:00", {"zone": "Europe/Berln"}) == gates.Stop(
+        "Hours",
+        "hours.zone is 'Europe/Berln', no time zone that is known here: write it as Europe/Berlin, or UTC",
+        final=True,
+    )
+    for hours, told in (
+        ({"begin": "09:00", "end": "09:00"}, "begin and end are the same: a whole day is from 00:00 to 24:00"),
+        ({"begin": "24:00"}, "should match pattern"),
+        ({"days": []}, "at least 1 item"),
+        ({"days": ["Monday"]}, "Input should be 'Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat' or 'Sun'"),
+    ):
+        broken = experiment(hours=hours).broken
+        assert broken.startswith("hours"), broken
+        assert told in broken
+
+
+@pytest.mark.parametrize(
     ("notes", "told"),
     [
         (({"kreflex.dev/chaos-experiment": "shop/storm/u-1"},), "shop/storm"),

@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
@@ -173,13 +173,34 @@ class Expects(Part):
     within: Duration = parse_duration("5m")
 
 
-class Hours(Part):
-    """When an experiment may begin."""
+Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
+_NO_TIME = "begin and end are the same: a whole day is from 00:00 to 24:00"
 
-    days: tuple[Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"], ...] = ("Mon", "Tue", "Wed", "Thu", "Fri")
+
+class Hours(Part):
+    """When an experiment may begin, by the clocks of a zone. If it ends before it begins, it goes on past midnight."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "!has(self.begin) || !has(self.end) || self.begin != self.end", "message": _NO_TIME}
+            ]
+        }
+    )
+
+    days: tuple[Day, ...] = Field(
+        DAYS[:5], min_length=1, max_length=7, description="The days of `begin`; what is past midnight belongs to them."
+    )
     begin: str = Field("09:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
-    end: str = Field("16:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
-    zone: str = Field("UTC", max_length=64, description="As Europe/Berlin.")
+    end: str = Field("16:00", pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", description="24:00 is midnight, too.")
+    zone: str = Field("UTC", min_length=1, max_length=64, description="As Europe/Berlin.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Hours:
+        if self.begin == self.end:
+            raise ValueError(_NO_TIME)
+        return self
 
 
 class ExperimentSpec(Part):

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import ValidationError
 
 from kreflex.budgets import Budget, budget_of, marks, slos_of, unknown
-from kreflex.chaos.experiments import FUNCTION, Experiment, ExperimentSpec, Hours
+from kreflex.chaos.experiments import DAYS, FUNCTION, Experiment, ExperimentSpec, Hours
 from kreflex.chaos.targets import forbidden
 from kreflex.errors import KreflexError, UnavailableError
 from kreflex.policy import GROUP, VERSION, Effective, load_policies
@@ -100,11 +100,21 @@ def _hours(hours: Hours | None, now: datetime) -> Stop | None:
     try:
         there = now.astimezone(ZoneInfo(hours.zone))
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return Stop("Hours", f"{hours.zone} is no time zone that is known here", final=True)
-    if f"{there:%a}" in hours.days and hours.begin <= f"{there:%H:%M}" < hours.end:
+        why = f"hours.zone is {hours.zone!r}, no time zone that is known here: write it as Europe/Berlin, or UTC"
+        return Stop("Hours", why, final=True)
+    if _within(hours, there):
         return None
     # Not what time it is: the same words are told once.
-    return Stop("Hours", f"it may begin {', '.join(hours.days)} from {hours.begin} to {hours.end} {hours.zone}")
+    end = hours.end if hours.begin < hours.end else f"{hours.end} of the next day"
+    return Stop("Hours", f"it may begin {', '.join(hours.days)} from {hours.begin} to {end}, {hours.zone}")
+
+
+def _within(hours: Hours, there: datetime) -> bool:
+    """Tell whether a clock is in the hours; those past midnight are of the day before."""
+    clock, today, yesterday = f"{there:%H:%M}", DAYS[there.weekday()], DAYS[there.weekday() - 1]
+    if hours.begin < hours.end:
+        return today in hours.days and hours.begin <= clock < hours.end
+    return (today in hours.days and hours.begin <= clock) or (yesterday in hours.days and clock < hours.end)
 
 
 async def _calm(experiment: Experiment, world: World) -> Stop | None:
