@@ -598,6 +598,9 @@ class Arc(Generic[S]):
         if intent is not None and await ACTIONS[intent.action].done(record.spec.target.ref, intent.prior, self.reader):
             # An attempt that was cut off may have done it after all.
             return await self.applied(record, intent.because)
+        if intent is not None:
+            # It stays only of an attempt whose end nobody knows; of a push not even the cluster can tell.
+            because = f"{because}; an attempt whose end is not known may have done it ({intent.action})"
         now = self.world.now()
         gone = gone or await self._target_gone(record)
         record = await self.records.change(

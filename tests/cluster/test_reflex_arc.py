@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from functions.restart_loop_killer import main as killer
-from kreflex import EvictPod
+from kreflex import EvictPod, Settings, World
 from kreflex.cluster import Writer
+from kreflex.decisions import Skip
 from kreflex.errors import ApiError, ConflictError, GoneError, UnavailableError
 from kreflex.reflex import Arc, handle_all
 from kreflex.serve import REFLEXES
@@ -191,6 +193,25 @@ async def test_an_eviction_that_failed_is_tried_again_later_and_its_intent_is_ke
     Ahead.of(arc, minutes=1)
     assert (await handled(arc, pod)).outcome == "applied"
     assert here.evictions() == [pod["metadata"]["uid"]]
+
+
+async def test_of_a_fault_that_is_over_the_record_says_that_an_attempt_with_an_unknown_end_may_have_ended_it(
+    here: kit.Place, arc: Arc[Any]
+) -> None:
+    pod = await here.loop((await here.deployment())[0], still=True)
+    arc.writer = Answering(arc.writer, broken())
+    assert (await handled(arc, pod)).outcome == "failed"
+    Ahead.of(arc, minutes=1)
+
+    async def nothing(signal: PodSignal, world: World, settings: Settings) -> Skip:
+        return Skip("no container loops")
+
+    arc.reflex = replace(arc.reflex, decide=nothing)
+    because = "no container loops; an attempt whose end is not known may have done it (EvictPod)"
+    assert (await arc.handle(Due(here.name, (await the_record(here))["metadata"]["name"]))).because == because
+    record = await the_record(here)
+    assert told(record) == ("Done", "skipped", None)
+    assert record["status"]["reason"] == because
 
 
 async def test_a_pod_that_changed_meanwhile_does_not_lengthen_the_wait_after_a_failure(
