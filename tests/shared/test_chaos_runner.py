@@ -5,6 +5,8 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from kreflex.chaos import gates
 from kreflex.chaos.experiments import FINALIZER, ExperimentStatus, read_experiment
 from kreflex.chaos.orphans import Orphans
@@ -346,6 +348,86 @@ async def test_what_somebody_else_has_set_is_left_though_the_rest_does_not_fit_b
     assert "it said it has two handlers" in status.injected[0].note
 
 
+# Rollouts
+
+ROLLOUT = "/apis/argoproj.io/v1alpha1/namespaces/shop/rollouts/cart"
+OF_ROLLOUTS: JSON = {"kind": "Rollout"}
+
+
+def rollout(spec: JSON | None = None, status: JSON | None = None, **more: Any) -> JSON:
+    """A Rollout at rest."""
+    rest = {"observedGeneration": "3", "currentPodHash": "a", "stableRS": "a", "phase": "Healthy"}
+    whole = {**cart(generation=3, **more), "apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout"}
+    return {**whole, "spec": {**whole["spec"], **(spec or {})}, "status": {**rest, **(status or {})}}
+
+
+async def test_a_rollout_is_changed_and_as_before_in_the_end() -> None:
+    before = rollout()
+    api = cluster(storm(targets=OF_ROLLOUTS, duration="1s"), **{ROLLOUT: before})
+    status = await go_on(api)
+    changed = [call for call in api.writes if "rollouts" in call]
+    assert ([one.target.kind for one in status.injected], len(changed)) == (["Rollout"], 2)
+    assert (status.phase, status.verdict, status.injected[0].state) == ("Done", "Passed", "Reverted"), status
+    after = api.objects[ROLLOUT]
+    assert after["spec"] == before["spec"]
+    assert "annotations" not in after["metadata"]
+    assert image(api) == "shop:1", "the Deployment of this name is left alone"
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "because"),
+    [
+        ({}, {"observedGeneration": "2"}, "Argo has not seen its newest spec yet"),
+        ({}, {"currentPodHash": "b"}, "version b is being rolled out, and a is the stable one"),
+        ({}, {"currentPodHash": "b", "abort": True}, "version b was aborted, and a is the stable one"),
+        ({"paused": True}, {}, "it is paused, so nothing that is changed would be rolled out"),
+        ({}, {"phase": "Progressing", "message": "more replicas"}, "it is Progressing: more replicas"),
+    ],
+)
+async def test_a_rollout_that_is_not_at_rest_is_not_touched(spec: JSON, status: JSON, because: str) -> None:
+    api = cluster(storm(targets=OF_ROLLOUTS), **{ROLLOUT: rollout(spec, status)})
+    waits = await go_on(api)
+    assert (waits.phase, waits.guard, waits.reason) == ("Pending", "Unsteady", f"Rollout shop/cart: {because}")
+    planned = injection("Intended", target={**injection()["target"], "kind": "Rollout"})
+    planned["target"]["apiVersion"] = "argoproj.io/v1alpha1"
+    begun = running(endsAt=stamp(NOW + timedelta(minutes=1)), injected=[planned])
+    api = cluster(storm(begun, targets=OF_ROLLOUTS), **{ROLLOUT: rollout(spec, status)})
+    assert (await go_on(api)).injected[0].note == f"Rollout shop/cart was not hit: {because}"
+    assert not any("rollouts" in call for call in api.writes)
+
+
+async def test_a_rollout_is_as_before_when_argo_has_seen_that() -> None:
+    hit = injection(target={**injection()["target"], "kind": "Rollout", "apiVersion": "argoproj.io/v1alpha1"})
+    blind = {**rollout(status={"observedGeneration": "2"}), "metadata": {**marked()["metadata"], "generation": 3}}
+    blind["spec"] = marked()["spec"]
+    reverting = running(phase="Reverting", injected=[hit])
+    api = cluster(storm(reverting, targets=OF_ROLLOUTS), **{ROLLOUT: blind})
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].note) == (
+        "Reverting",
+        "its fields are as before, but Argo has not seen that yet",
+    )
+    api.objects[ROLLOUT]["status"]["observedGeneration"] = "3"
+    api.watch.moment += timedelta(minutes=1)
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state) == ("Done", "Reverted")
+    assert api.objects[ROLLOUT]["spec"] == rollout()["spec"]
+
+
+async def test_an_experiment_on_rollouts_says_what_does_not_fit() -> None:
+    api = cluster(storm(targets=OF_ROLLOUTS))
+    api.broken["argoproj.io"] = OutageError("404", 404)
+    status = await go_on(api)
+    none = "no Rollout that is selected has the label kreflex.dev/chaos: allowed, itself or by its namespace"
+    assert (status.phase, status.reason) == ("Refused", f"{none}, or this cluster knows no Rollouts")
+    template = {"workloadRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart"}}
+    referring = rollout(template)
+    del referring["spec"]["template"]
+    status = await go_on(cluster(storm(targets=OF_ROLLOUTS), **{ROLLOUT: referring}))
+    told = "Targets: cart: its template is that of Deployment cart: experiment with that"
+    assert (status.phase, status.aborted) == ("Aborted", told)
+
+
 # Orphans
 
 
@@ -358,6 +440,15 @@ async def test_an_object_whose_experiment_nobody_can_read_is_taken_back_when_its
     assert (await left(api), image(api)) == ([], "shop:2")
     api.watch.moment += timedelta(minutes=2)
     assert (await left(api), image(api)) == ([], "shop:1")
+
+
+async def test_a_rollout_whose_experiment_is_gone_is_taken_back() -> None:
+    left_over = {**rollout(), "metadata": marked()["metadata"], "spec": marked()["spec"]}
+    api = cluster(storm({"phase": "Done"}), **{ROLLOUT: left_over})
+    assert await left(api) == []
+    assert api.objects[ROLLOUT]["spec"] == cart()["spec"]
+    api.broken["argoproj.io"] = OutageError("404", 404)
+    assert await left(api) == []
 
 
 async def test_one_kind_that_can_t_be_listed_does_not_hide_the_others() -> None:

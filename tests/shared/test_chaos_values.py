@@ -14,7 +14,7 @@ from kreflex.chaos.probes import Seen, noted, reachable
 from kreflex.chaos.report import day_score, html, markdown
 from kreflex.chaos.score import score, shortfalls, success
 from kreflex.chaos.service import due
-from kreflex.chaos.targets import choose, count
+from kreflex.chaos.targets import choose, count, forbidden
 from kreflex.records import Target
 from tests.anomalies import a_watch
 from tests.values import CannedApi
@@ -163,6 +163,28 @@ def test_tells_all_faults_of_a_spec_at_once() -> None:
     assert told == (
         "fault.image is needed by Image; ttl must be longer than duration and expects.within; interval is for PodKill"
     )
+
+
+@pytest.mark.parametrize(
+    ("fault", "targets", "told"),
+    [
+        ("PodKill", {"kind": "Rollout"}, "targets.kind Rollout is for Environment, Image, Probe, ResourceSqueeze,"),
+        ("LeaderLoss", {"kind": "StatefulSet"}, "targets.kind StatefulSet is for Environment, Image,"),
+        ("ScaleToZero", {"canary": True}, "targets.canary is for NetworkIsolation, PodImage, PodKill, not for"),
+        ("NodeDrain", {"canary": True}, "targets.canary is for NetworkIsolation, PodImage, PodKill, not for NodeDrain"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(fault: str, targets: dict[str, Any], told: str) -> None:
+    assert experiment(fault={"kind": fault}, targets=targets).broken.startswith(told)
+
+
+async def test_what_belongs_to_everybody_is_hit_from_home_only() -> None:
+    reader = CannedApi().world().cluster
+    for fault, what in (("Cordon", "node"), ("NodeDrain", "node"), ("LeaderLoss", "leader of the control plane")):
+        told = f"a {what} belongs to everybody: an experiment on one is made in namespace kreflex-system"
+        assert await forbidden(experiment(fault={"kind": fault}), "kreflex-system", reader) == told
+        assert await forbidden(experiment(fault={"kind": fault}), "shop", reader) is None
+    assert await forbidden(experiment(), "shop", reader) == "namespace shop is Kreflex' own"
 
 
 def over() -> Experiment:

@@ -54,6 +54,9 @@ FaultKind = Literal[
     "LeaderLoss",
     "Engine",
 ]
+PODS: frozenset[FaultKind] = frozenset({"PodKill", "PodImage", "NetworkIsolation"})
+NODES: frozenset[FaultKind] = frozenset({"Cordon", "NodeDrain"})
+WORKLOADS: frozenset[FaultKind] = frozenset({"ScaleToZero", "Image", "Environment", "Probe", "ResourceSqueeze"})
 Phase = Literal["Pending", "Running", "Reverting", "Done", "Aborted", "Refused"]
 FINAL = frozenset({"Done", "Aborted", "Refused"})
 State = Literal["Intended", "Injected", "Reverted", "Gone", "Foreign"]
@@ -91,7 +94,7 @@ class Targets(Part):
 
     selector: Selector = Selector()
     names: tuple[str, ...] = Field((), max_length=100, description="Only these, of what is selected.")
-    kind: Literal["Deployment", "StatefulSet"] = Field("Deployment", description="Of faults of workloads.")
+    kind: Literal["Deployment", "StatefulSet", "Rollout"] = Field("Deployment", description="Of faults of workloads.")
     canary: bool = Field(
         default=False, description="Only pods of canaries: of a Rollout's new version, or track=canary."
     )
@@ -231,7 +234,7 @@ class ExperimentSpec(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> ExperimentSpec:
-        faults = [*_missing(self.fault), *self._too_long()]
+        faults = [*_missing(self.fault), *_misplaced(self.fault.kind, self.targets), *self._too_long()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -268,6 +271,16 @@ def _missing(fault: Fault) -> list[str]:
     if fault.kind == "ResourceSqueeze" and not (fault.cpu or fault.memory):
         return ["fault.cpu or fault.memory is needed by ResourceSqueeze"]
     return []
+
+
+def _misplaced(kind: FaultKind, targets: Targets) -> list[str]:
+    """Tell what of the targets would be passed over, and so more be hit than is meant."""
+    told = []
+    if targets.kind != "Deployment" and kind not in WORKLOADS:
+        told.append(f"targets.kind {targets.kind} is for {', '.join(sorted(WORKLOADS))}, not for {kind}")
+    if targets.canary and kind not in PODS:
+        told.append(f"targets.canary is for {', '.join(sorted(PODS))}, not for {kind}")
+    return told
 
 
 class Injection(Part):

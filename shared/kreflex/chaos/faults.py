@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
@@ -19,22 +20,26 @@ from kreflex.chaos.experiments import (
     OPT_IN,
     PRIOR,
     REVERT_BY,
+    WORKLOADS,
     Experiment,
     FaultKind,
     Injection,
 )
-from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses
+from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses, restless
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
 from kreflex.errors import ApiError, ConflictError, GoneError
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
+from kreflex.rollouts import progress_of
 from kreflex.upkeep import Drain
 from kreflex.views import JSON, Pod, controller_of, pod_view
 
 _MOST_PRIOR = 60_000
 _INVALID = 422
+# Argo needs a moment to see a change.
+_LOOKS, _BETWEEN_LOOKS = 10, 0.2
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class Changing(Act):
             return ""
         if INJECTED in notes:
             raise ConflictError(f"{injection.target.ref} is in the hands of {notes[INJECTED]}", 409)
+        self.fits(injection, body)
         changes = read(injection.prior)
         if any(_differs(body, one) for one in changes):
             raise ConflictError(f"{injection.target.ref} has changed since it was chosen", 409)
@@ -111,6 +117,9 @@ class Changing(Act):
         marked = {**notes, INJECTED: experiment.mark, REVERT_BY: until, PRIOR: injection.prior}
         await hands.writer.patch(place_of(injection.target.ref), _patch(body, marked, injecting(body, changes)))
         return f"{injection.fault} of {injection.target.ref}"
+
+    def fits(self, injection: Injection, body: JSON) -> None:
+        """Raise UnfitError for one that may not be changed just now."""
 
     async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
         """Put the fields back that still are as we made them, and read whether they are."""
@@ -183,6 +192,30 @@ async def _same(injection: Injection, reader: Reader) -> JSON:
     if refuses(body["metadata"]):
         raise UnfitError(refuses(body["metadata"]))
     return body
+
+
+class OfWorkload(Changing):
+    """Changes a workload. Of a Rollout, Argo has to have seen what is put back."""
+
+    def fits(self, injection: Injection, body: JSON) -> None:
+        """Leave a Rollout alone that is not at rest."""
+        if injection.target.kind == "Rollout" and (why := restless(body)):
+            raise UnfitError(why)
+
+    async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
+        """Put the fields back; a Rollout's are when Argo has seen them, or when it had all the time there is."""
+        back = await super().revert(mark, injection, hands)
+        if not back.proven or back.state == "Gone" or injection.target.kind != "Rollout":
+            return back
+        for _ in range(_LOOKS):
+            body = await hands.reader.get(place_of(injection.target.ref))
+            if body is None or progress_of(body).observed:
+                return back
+            await asyncio.sleep(_BETWEEN_LOOKS)
+        # Its controller may miss what others write right after a write of its own, until it writes again
+        # (writeBackToInformer in github.com/argoproj/argo-rollouts, rollout/controller.go).
+        told = "its fields are as before, but Argo has not seen that yet"
+        return replace(back, proven=hands.now() > injection.revert_by, note=f"{back.note} {told}".strip())
 
 
 class Kill(Act):
@@ -305,7 +338,12 @@ def isolation(experiment: Experiment) -> JSON:
 
 
 _CHANGING = Changing()
-_ACTS: dict[FaultKind, Act] = {"PodKill": Kill(), "NodeDrain": Draining(), "NetworkIsolation": Isolating()}
+_ACTS: dict[FaultKind, Act] = {
+    "PodKill": Kill(),
+    "NodeDrain": Draining(),
+    "NetworkIsolation": Isolating(),
+    **dict.fromkeys(WORKLOADS, OfWorkload()),
+}
 
 
 def act_of(kind: FaultKind) -> Act:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kreflex.budgets import Budget, budget_of, marks, slos_of, unknown
 from kreflex.chaos.experiments import DAYS, FUNCTION, Experiment, ExperimentSpec, Hours
-from kreflex.chaos.targets import forbidden
+from kreflex.chaos.targets import forbidden, kind_of, restless
 from kreflex.errors import KreflexError, UnavailableError
 from kreflex.policy import GROUP, VERSION, Effective, load_policies
 from kreflex.records import read_record
@@ -127,6 +127,17 @@ async def _calm(experiment: Experiment, world: World) -> Stop | None:
             return Stop("Unsteady", f"Remediation {body['metadata']['name']} can't be read: mend or delete it")
         if record.status.phase in {"Acting", "Applied"}:
             return Stop("Unsteady", f"{record} is not over: {record.status.reason or record.status.phase}")
+    return None
+
+
+def at_rest(experiment: Experiment, bodies: Iterable[JSON]) -> Stop | None:
+    """Look whether Argo is rolling out any Rollout that may be hit: nobody could tell its faults from ours."""
+    if kind_of(experiment.wants.fault.kind, experiment.wants.targets) != "Rollout":
+        return None
+    for body in bodies:
+        why = restless(body)
+        if why:
+            return Stop("Unsteady", f"Rollout {body['metadata']['namespace']}/{body['metadata']['name']}: {why}")
     return None
 
 

@@ -18,8 +18,10 @@ from kreflex.records import Target
 from kreflex.views import JSON, moment
 from kreflex.world import World
 
-KINDS = ("Node", "Pod", "Deployment", "StatefulSet", "ConfigMap", "Lease")
+KINDS = ("Node", "Pod", "Deployment", "StatefulSet", "Rollout", "ConfigMap", "Lease")
 REMOVED = ("NetworkPolicy", *PLURALS)
+# Their CRDs may be missing.
+_OF_OTHERS = frozenset({"Rollout", *PLURALS})
 _TRIES = 5
 
 
@@ -40,7 +42,7 @@ class Orphans:
                 errors += await self._of_kind(kind)
             except UnavailableError as error:
                 # The others are looked at all the same. What is served nowhere has left nothing.
-                if not (kind in PLURALS and isinstance(error, OutageError) and error.status == 404):
+                if not (kind in _OF_OTHERS and isinstance(error, OutageError) and error.status == 404):
                     errors.append(f"what is left of {kind}s can't be seen: {error}")
         return errors
 

@@ -70,7 +70,7 @@ ACTS = (
     Rule("", "nodes", "patch", "cluster", fields=("spec.unschedulable",), checks=(_OPTED_ITSELF, _NOT_OUT, _NOTED)),
     *(
         Rule(
-            "apps",
+            group,
             plural,
             "patch",
             fields=("spec.replicas", "spec.template.spec.containers"),
@@ -78,7 +78,7 @@ ACTS = (
             everywhere=True,
             despite_git=True,
         )
-        for plural in ("deployments", "statefulsets")
+        for group, plural in (("apps", "deployments"), ("apps", "statefulsets"), ("argoproj.io", "rollouts"))
     ),
     Rule("", "configmaps", "patch", fields=("data",), checks=_CHANGES, everywhere=True, despite_git=True),
     Rule(
@@ -115,6 +115,7 @@ _READ = (
             ("", "configmaps"),
             ("apps", "deployments"),
             ("apps", "statefulsets"),
+            ("argoproj.io", "rollouts"),
             ("coordination.k8s.io", "leases"),
             ("networking.k8s.io", "networkpolicies"),
         )

@@ -199,6 +199,7 @@ class Runner:
                 raise
             # As a selector that the API server does not take.
             stop, bodies = gates.Stop("Targets", str(error), final=True), []
+        stop = stop or gates.at_rest(held, bodies)
         slos = "" if stop else await gates.objectives(held, self._world, bodies)
         if stop is None and isinstance(slos, gates.Stop):
             stop = slos

@@ -7,15 +7,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kreflex.chaos.experiments import ALLOWED, INJECTED, OPT_IN, Experiment, FaultKind, Targets
+from kreflex.chaos.experiments import ALLOWED, INJECTED, NODES, OPT_IN, PODS, Experiment, FaultKind, Targets
 from kreflex.cluster import Reader
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL, Expression, Selector
+from kreflex.rollouts import progress_of
 from kreflex.views import HASH_LABELS, JSON, Ref, controller_of
 
-_PODS = frozenset({"PodKill", "PodImage", "NetworkIsolation"})
-_NODES = frozenset({"Cordon", "NodeDrain"})
-_WORKLOADS = frozenset({"ScaleToZero", "Image", "Environment", "Probe", "ResourceSqueeze"})
 _PLURALS = {
     "Pod": ("v1", "pods"),
     "Node": ("v1", "nodes"),
@@ -33,9 +31,9 @@ _TRACK = ("track", "canary")
 
 def kind_of(fault: FaultKind, targets: Targets) -> str:
     """Tell the kind of the objects that a fault hits."""
-    if fault in _PODS:
+    if fault in PODS:
         return "Pod"
-    if fault in _NODES:
+    if fault in NODES:
         return "Node"
     return {"Configuration": "ConfigMap", "LeaderLoss": "Lease"}.get(fault, targets.kind)
 
@@ -73,10 +71,11 @@ async def forbidden(experiment: Experiment, home: str, reader: Reader) -> str | 
     where, kind = experiment.namespace, experiment.wants.fault.kind
     if where in PROTECTED:
         return f"namespace {where} is protected"
-    if kind in _NODES and where != home:
-        return f"a node belongs to everybody: an experiment on nodes is made in namespace {home}"
+    shared = {**dict.fromkeys(NODES, "node"), "LeaderLoss": "leader of the control plane"}.get(kind)
+    if shared is not None and where != home:
+        return f"a {shared} belongs to everybody: an experiment on one is made in namespace {home}"
     if where == home:
-        return None if kind in {*_NODES, "LeaderLoss"} else f"namespace {home} is Kreflex' own"
+        return None if shared is not None else f"namespace {home} is Kreflex' own"
     labels = await labels_of(where, reader)
     if labels.get(PROTECTED_LABEL, "false") != "false":
         return f"namespace {where} has the label {PROTECTED_LABEL}"
@@ -101,7 +100,9 @@ async def eligible(experiment: Experiment, reader: Reader) -> list[JSON]:
     allowed = kind not in {"Node", "Lease"} and (await labels_of(where, reader)).get(OPT_IN) == ALLOWED
     chosen = query(spec.targets.selector)
     given = {"labelSelector": chosen} if chosen else {}
-    found = [body async for body in reader.list(place(kind, where), **given)]
+    # Rollouts are served only where their CRD is.
+    listed = reader.list_served if kind == "Rollout" else reader.list
+    found = [body async for body in listed(place(kind, where), **given)]
     usable = [one for one in found if _usable(one, spec.targets, allowed=allowed)]
     if spec.targets.canary and kind == "Pod":
         usable = [one for one in usable if await _of_canary(one, reader)]
@@ -119,6 +120,23 @@ def refuses(meta: JSON) -> str:
     if said != ALLOWED:
         return f"it has the label {OPT_IN}: {said}"
     return f"it has the annotation {OPT_OUT}" if opted_out(meta.get("annotations") or {}) else ""
+
+
+def restless(body: JSON) -> str:
+    """Tell what Argo is doing with a Rollout, or waits for; "" for one that rests at its stable version.
+
+    Its phases are those of https://argo-rollouts.readthedocs.io/en/stable/features/specification/ (status.phase).
+    """
+    progress, status = progress_of(body), body.get("status") or {}
+    if not progress.observed:
+        return "Argo has not seen its newest spec yet"
+    if progress.trial != progress.stable:
+        how = "was aborted" if progress.aborted else "is being rolled out"
+        return f"version {progress.trial} {how}, and {progress.stable or 'none'} is the stable one"
+    if progress.paused:
+        return "it is paused, so nothing that is changed would be rolled out"
+    phase = status.get("phase", "Healthy")
+    return "" if phase == "Healthy" else f"it is {phase}: {status.get('message') or 'Argo does not say why'}"
 
 
 def _usable(body: JSON, targets: Targets, *, allowed: bool) -> bool:
@@ -174,7 +192,8 @@ def choose(experiment: Experiment, bodies: Sequence[JSON], earlier: Iterable[str
 
 def _nothing(experiment: Experiment) -> str:
     kind = kind_of(experiment.wants.fault.kind, experiment.wants.targets)
-    return f"no {kind} that is selected has the label {OPT_IN}: {ALLOWED}, itself or by its namespace"
+    none = f"no {kind} that is selected has the label {OPT_IN}: {ALLOWED}, itself or by its namespace"
+    return f"{none}, or this cluster knows no {kind}s" if kind == "Rollout" else none
 
 
 def query(selector: Selector) -> str:
