@@ -15,7 +15,7 @@ from kreflex.cluster import Writer
 from kreflex.errors import OutageError, UnavailableError
 from kreflex.views import JSON
 from tests.patched import PatchedApi, refused
-from tests.values import NOW, a_record_body, stamp
+from tests.values import NOW, a_node, a_pod, a_record_body, stamp
 
 TERMS = Terms(timedelta(seconds=30), timedelta(seconds=8), frozenset())
 API = "/apis/kreflex.dev/v1alpha1"
@@ -346,6 +346,32 @@ async def test_what_somebody_else_has_set_is_left_though_the_rest_does_not_fit_b
     assert (status.phase, status.injected[0].state) == ("Done", "Foreign")
     assert "annotations" not in strict.objects[DEPLOYMENT]["metadata"]
     assert "it said it has two handlers" in status.injected[0].note
+
+
+async def test_writes_down_whose_pods_a_drain_moves_before_it_does_and_keeps_that_for_later_runs() -> None:
+    node = a_node("blue-1", labels={"kreflex.dev/chaos": "allowed"})
+    path = "/apis/kreflex.dev/v1alpha1/namespaces/kreflex-system/experiments/storm"
+    spec = {"fault": {"kind": "NodeDrain"}, "duration": "1s", "every": "1h"}
+    pod = a_pod()
+    pod["spec"]["nodeName"] = "blue-1"
+    api = PatchedApi(
+        {
+            path: storm(running(nextRoundAt=stamp(NOW), rounds=0), {"namespace": "kreflex-system"}, **spec),
+            "/api/v1/nodes/blue-1": node,
+            f"{API}/clusterremediationpolicies/chaos": copy.deepcopy(POLICY),
+            "/api/v1/namespaces/shop": {"metadata": {"name": "shop"}},
+            f"/api/v1/namespaces/shop/pods/{pod['metadata']['name']}": pod,
+        }
+    )
+    made = runner(api)
+    api.broken["eviction"] = refused(429, "not now")
+    await made.go_on("kreflex-system", "storm")
+    status = read_experiment(api.objects[path]).status
+    assert (status.phase, [one.moves for one in status.injected]) == ("Done", [("shop",)]), status
+    api.watch.moment += timedelta(hours=2)
+    await made.go_on("kreflex-system", "storm")
+    (span,) = read_experiment(api.objects[path]).status.past
+    assert (span.nodes, span.namespaces) == (("blue-1",), ("shop",))
 
 
 # Rollouts

@@ -313,25 +313,53 @@ def test_half_of_a_probe_is_not_taken_back() -> None:
     assert changes.reverting({"probe": {"tcpSocket": {"port": 1}, "periodSeconds": 5}}, [made]) == ([], ["probe"])
 
 
+RUNS = [("2026-11-21T10:00:00Z", "2026-11-21T10:05:00Z"), ("2026-11-22T10:00:00Z", "2026-11-22T10:05:00Z")]
+
+
+def ran(kind: str = "PodKill", past: dict[str, Any] | None = None, *injected: dict[str, Any]) -> dict[str, Any]:
+    """An experiment that ran yesterday and today."""
+    (since, until), (started, finished) = RUNS
+    told = body("ran", phase="Done", startedAt=started, finishedAt=finished, injected=[*injected])
+    told["status"]["past"] = [{"since": since, "until": until, **(past or {})}]
+    return {**told, "spec": {"fault": {"kind": kind}}}
+
+
+async def left_out(kind: str, name_label: str, experiment_: dict[str, Any]) -> list[Exclusion]:
+    """What is not learnt of a watch."""
+    reader = CannedApi(bodies(experiment_, body("waits", phase="Pending"))).world().cluster
+    return await excluded.experiments(reader, a_watch(target={"kind": kind, "nameLabel": name_label}), NOW)
+
+
+def during(run: int, **labels: str) -> Exclusion:
+    return Exclusion(labels, *map(stamp_of, RUNS[run]))
+
+
 async def test_anomalies_are_not_learnt_from_the_runs_of_experiments_and_the_nodes_that_they_hit() -> None:
-    ran = body(
-        "ran",
-        phase="Done",
-        startedAt="2026-11-22T10:00:00Z",
-        finishedAt="2026-11-22T10:05:00Z",
-        past=[{"since": "2026-11-21T10:00:00Z", "until": "2026-11-21T10:05:00Z"}],
-        injected=[
-            {"fault": "Cordon", "target": {"kind": "Node", "name": "blue-1"}},
-            {"fault": "Engine", "target": {"kind": "ChaosEngine", "name": "x"}, "prior": '["blue-2"]'},
-        ],
-    )
-    waits = body("waits", phase="Pending")
-    reader = CannedApi(bodies(ran, waits)).world().cluster
-    earlier, last = (stamp_of("2026-11-21T10:00:00Z"), stamp_of("2026-11-22T10:00:00Z"))
-    pods = await excluded.experiments(reader, a_watch(target={"kind": "Pod", "nameLabel": "pod"}), NOW)
-    nodes = await excluded.experiments(reader, a_watch(target={"kind": "Node", "nameLabel": "node"}), NOW)
-    assert pods == [Exclusion({"namespace": "shop"}, at, at + 300) for at in (earlier, last)]
-    assert nodes == [Exclusion({"node": name}, at, at + 300) for name in ("blue-1", "blue-2") for at in (earlier, last)]
+    hit = {"fault": "Cordon", "target": {"kind": "Node", "name": "blue-1"}}
+    told = {"fault": "Engine", "target": {"kind": "ChaosEngine", "name": "x"}, "prior": '["blue-2"]'}
+    cordons = ran("Cordon", {"nodes": ["red-1"]}, hit, told)
+    assert await left_out("Pod", "pod", cordons) == [during(0, namespace="shop"), during(1, namespace="shop")]
+    nodes = [during(0, node="red-1"), during(1, node="blue-1"), during(1, node="blue-2")]
+    assert await left_out("Node", "node", cordons) == nodes
+
+
+async def test_anomalies_are_not_learnt_from_the_pods_that_a_drain_moves() -> None:
+    hit = {"fault": "NodeDrain", "target": {"kind": "Node", "name": "blue-1"}, "moves": ["bank", "shop"]}
+    drains = ran("NodeDrain", {"namespaces": ["mail"]}, hit)
+    for kind, label in (("Pod", "pod"), ("Deployment", "deployment")):
+        assert await left_out(kind, label, drains) == [
+            during(0, namespace="shop"),
+            during(0, namespace="mail"),
+            during(1, namespace="shop"),
+            during(1, namespace="bank"),
+        ]
+    assert await left_out("Node", "node", drains) == [during(1, node="blue-1")]
+
+
+async def test_nothing_is_learnt_while_the_control_plane_has_no_leader() -> None:
+    lost = ran("LeaderLoss", None, {"fault": "LeaderLoss", "target": {"kind": "Lease", "name": "kube-scheduler"}})
+    for kind, label in (("Pod", "pod"), ("Node", "node")):
+        assert await left_out(kind, label, lost) == [during(0), during(1)]
 
 
 def stamp_of(text: str) -> float:

@@ -15,7 +15,7 @@ from kreflex.anomaly.learning import Exclusion, States, refresh, state_name
 from kreflex.anomaly.reading import Samples
 from kreflex.anomaly.scoring import Scored
 from kreflex.anomaly.store import Store
-from kreflex.anomaly.watches import Signal, Watch
+from kreflex.anomaly.watches import Pointer, Signal, Watch
 from kreflex.audit import log
 from kreflex.cluster import Reader
 from kreflex.errors import KreflexError
@@ -135,30 +135,57 @@ def began(since: datetime, watch: Watch) -> float:
 
 
 async def experiments(reader: Reader, watch: Watch, now: datetime) -> list[Exclusion]:
-    """Tell when somebody broke things on purpose in a namespace that a watch looks at, or nodes that it looks at."""
-    pointer, found = watch.spec.target, []
+    """Tell when somebody broke things on purpose that a watch looks at."""
+    found = []
     async for body in reader.list_served(f"/apis/{API}/experiments"):
-        spans = _spans(body, now)
-        labels = [{pointer.namespace_label: body["metadata"]["namespace"]}]
-        if pointer.kind == "Node":
-            labels = [{pointer.name_label: name} for name in _nodes(body)]
-        found += [Exclusion(one, *span) for one in labels for span in spans]
+        for run in _runs(body, now):
+            found += [Exclusion(one, run.since, run.until) for one in _broken(body, run, watch.spec.target)]
     return found
 
 
-def _spans(body: JSON, now: datetime) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class _Run:
+    """A run of an experiment, and what it broke beside what is in its namespace."""
+
+    since: float
+    until: float
+    nodes: tuple[str, ...]
+    namespaces: tuple[str, ...]
+
+
+def _broken(body: JSON, run: _Run, pointer: Pointer) -> list[dict[str, str]]:
+    """Give the labels of what was broken in a run: of all there is, where a leader of the control plane was missing."""
+    if ((body.get("spec") or {}).get("fault") or {}).get("kind") == "LeaderLoss":
+        return [{}]
+    if pointer.kind == "Node":
+        return [{pointer.name_label: name} for name in run.nodes]
+    return [{pointer.namespace_label: name} for name in dict.fromkeys((body["metadata"]["namespace"], *run.namespaces))]
+
+
+def _runs(body: JSON, now: datetime) -> list[_Run]:
     """Give the runs of an experiment: those before, and the last one."""
     status = body.get("status") or {}
-    started = moment(status.get("startedAt"))
     ended = moment(status.get("finishedAt")) if status.get("phase") in _OVER else now
-    past = [(moment(one.get("since")), moment(one.get("until"))) for one in status.get("past") or ()]
-    runs = [*past, (started, ended or now)]
-    return [(since.timestamp(), until.timestamp()) for since, until in runs if since is not None and until is not None]
+    last = _run(moment(status.get("startedAt")), ended or now, *_hit(status))
+    past = [
+        _run(moment(one.get("since")), moment(one.get("until")), one.get("nodes") or (), one.get("namespaces") or ())
+        for one in status.get("past") or ()
+    ]
+    return [run for run in (*past, last) if run is not None]
 
 
-def _nodes(body: JSON) -> list[str]:
-    """Name the nodes that an experiment has hit: as its target, or by an engine that was told to."""
-    injected = [one for one in (body.get("status") or {}).get("injected") or () if isinstance(one, dict)]
+def _run(
+    since: datetime | None, until: datetime | None, nodes: Iterable[str], namespaces: Iterable[str]
+) -> _Run | None:
+    if since is None or until is None:
+        return None
+    return _Run(since.timestamp(), until.timestamp(), tuple(nodes), tuple(namespaces))
+
+
+def _hit(status: JSON) -> tuple[list[str], list[str]]:
+    """Name the nodes that are hit, as a target or by an engine that was told to, and whose pods have to move."""
+    injected = [one for one in status.get("injected") or () if isinstance(one, dict)]
     named = [one["target"]["name"] for one in injected if one.get("target", {}).get("kind") == "Node"]
     told = [one.get("prior") or "[]" for one in injected if one.get("fault") == "Engine"]
-    return sorted({*named, *(name for text in told for name in json.loads(text))})
+    nodes = {*named, *(name for text in told for name in json.loads(text))}
+    return sorted(nodes), sorted({name for one in injected for name in one.get("moves") or ()})

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from kreflex.chaos.bounds import bound, nodes_of
 from kreflex.chaos.experiments import API, INJECTED, KIND, REVERT_BY, Experiment, Injection
-from kreflex.chaos.faults import Act, Back, Hands
+from kreflex.chaos.faults import Act, Back, Hands, namespaces_of
 from kreflex.cluster import Reader
 from kreflex.errors import ConflictError, OutageError
 from kreflex.records import Target
@@ -58,13 +58,15 @@ async def engine_intent(experiment: Experiment, now: datetime, reader: Reader) -
     bound(experiment, engine)
     name = f"{experiment.name[:40]}-{status.run}-{experiment.uid[:8]}"
     ref = Ref(f"{group_of(engine.kind)}/v1alpha1", engine.kind, experiment.namespace, name, experiment.uid)
+    nodes = await nodes_of(engine, reader)
     return Injection(
         fault="Engine",
         target=Target.of(ref),
         round=status.rounds,
         intended_at=now,
         revert_by=status.revert_by,
-        prior=json.dumps(await nodes_of(engine, reader)),
+        prior=json.dumps(nodes),
+        moves=namespaces_of([pod for node in nodes async for pod in reader.pods_on(node)]),
     )
 
 

@@ -34,7 +34,7 @@ FINALIZER = f"{GROUP}/chaos"
 TIMELINE = 200
 # All of a status has to fit into one write, and etcd takes 1.5 MiB: https://etcd.io/docs/v3.6/dev-guide/limit/
 INJECTIONS, PRIORS = 300, 256 * 1024
-TURNS = 50
+TURNS = PLACES = 50
 _PAST = 20
 _HARD = timedelta(hours=24)
 _SECOND = timedelta(seconds=1)
@@ -291,6 +291,9 @@ class Injection(Part):
     owner: Target | None = None
     round: int = Field(0, ge=0)
     prior: str = Field("", max_length=65536, description="The state before it, in JSON.")
+    moves: tuple[str, ...] = Field(
+        (), max_length=PLACES, description="Of a fault on nodes: the namespaces of the pods there."
+    )
     state: State = "Intended"
     intended_at: Time
     injected_at: Time | None = None
@@ -303,12 +306,21 @@ class Injection(Part):
         """True while something may have to be taken back."""
         return self.state in {"Intended", "Injected"}
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Name the nodes that are hit: the target, or what an engine was told to hit."""
+        if self.fault == "Engine":
+            return tuple(json.loads(self.prior or "[]"))
+        return (self.target.name,) if self.target.kind == "Node" else ()
+
 
 class Span(Part):
-    """From when to when a run was."""
+    """From when to when a run was, and what it broke beside what is in its namespace."""
 
     since: Time
     until: Time
+    nodes: tuple[str, ...] = Field((), max_length=PLACES)
+    namespaces: tuple[str, ...] = Field((), max_length=PLACES)
 
 
 class Turn(Part):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
@@ -18,6 +19,7 @@ from kreflex.chaos.experiments import (
     INJECTED,
     KIND,
     OPT_IN,
+    PLACES,
     PRIOR,
     REVERT_BY,
     WORKLOADS,
@@ -77,6 +79,10 @@ class Act(ABC):
     @abstractmethod
     async def prior(self, experiment: Experiment, body: JSON, hands: Hands) -> str:
         """Tell the state before, and what is going to be changed."""
+
+    async def moves(self, body: JSON, hands: Hands) -> tuple[str, ...]:  # noqa: ARG002
+        """Name the namespaces whose pods it breaks though it does not hit them."""
+        return ()
 
     @abstractmethod
     async def inject(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:
@@ -249,12 +255,15 @@ class Kill(Act):
 class Draining(Changing):
     """Cordons a node and evicts what runs there, as `kubectl drain` does; in the end new pods may come again."""
 
+    async def moves(self, body: JSON, hands: Hands) -> tuple[str, ...]:
+        """Name the namespaces of the pods that it will evict; written down before any is."""
+        return namespaces_of(await _evictable(body["metadata"]["name"], hands))
+
     async def keep_on(self, experiment: Experiment, injection: Injection, hands: Hands) -> str:  # noqa: ARG002
         """Ask once more for what is left; a PodDisruptionBudget may keep it, and that is told."""
         name = injection.target.name
-        pods = await _may_go([pod async for pod in hands.reader.pods_on(name)], hands)
         gone, kept = [], []
-        for pod in evictable(pods, Drain()).evictable:
+        for pod in await _evictable(name, hands):
             try:
                 if await _opted_out(pod, hands.reader):
                     continue
@@ -267,6 +276,16 @@ class Draining(Changing):
         if gone:
             return f"evicted {', '.join(gone)} from {name}"
         return f"{name} keeps {kept[0]}" if kept else ""
+
+
+def namespaces_of(pods: Iterable[Pod]) -> tuple[str, ...]:
+    """Name the namespaces of pods, as many as are remembered."""
+    return tuple(sorted({pod.ref.namespace for pod in pods})[:PLACES])
+
+
+async def _evictable(node: str, hands: Hands) -> Sequence[Pod]:
+    pods = await _may_go([pod async for pod in hands.reader.pods_on(node)], hands)
+    return evictable(pods, Drain()).evictable
 
 
 async def _may_go(pods: list[Pod], hands: Hands) -> list[Pod]:
@@ -372,6 +391,7 @@ async def intent(experiment: Experiment, body: JSON, kind: str, now: datetime, h
         owner=None if owner is None else Target.of(owner),
         round=status.rounds,
         prior=await act.prior(experiment, body, hands),
+        moves=await act.moves(body, hands),
         intended_at=now,
         revert_by=status.revert_by,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 
@@ -59,7 +58,7 @@ def _hit(record: Record, injection: Injection) -> bool:
     target, owner = record.spec.target, record.spec.owner
     uids = {target.uid, *((owner.uid, owner.controller) if owner is not None else ())} - {""}
     hit = {injection.target.uid, *((injection.owner.uid,) if injection.owner is not None else ())}
-    return bool(uids & hit) or (injection.fault == "Engine" and target.name in json.loads(injection.prior or "[]"))
+    return bool(uids & hit) or (injection.fault == "Engine" and target.name in injection.nodes)
 
 
 def _told(record: Record, since: datetime) -> Healed:

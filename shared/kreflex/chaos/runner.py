@@ -18,6 +18,7 @@ from kreflex.chaos.experiments import (
     FINAL,
     FINALIZER,
     INJECTIONS,
+    PLACES,
     PRIORS,
     TIMELINE,
     Experiment,
@@ -610,7 +611,12 @@ class Runner:
 
 def _span(status: ExperimentStatus) -> tuple[Span, ...]:
     since, until = status.started_at, status.finished_at
-    return () if since is None or until is None else (Span(since=since, until=until),)
+    if since is None or until is None:
+        return ()
+    nodes = {name for one in status.injected for name in one.nodes}
+    spaces = {name for one in status.injected for name in one.moves}
+    names = tuple(sorted(nodes)[:PLACES])
+    return (Span(since=since, until=until, nodes=names, namespaces=tuple(sorted(spaces)[:PLACES])),)
 
 
 def _is_outage(error: Exception) -> bool:
