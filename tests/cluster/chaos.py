@@ -1,5 +1,6 @@
 """What the tests of chaos build with: a runner in this process under its own account, and experiments."""
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
+from kreflex import rights
 from kreflex.burn import TAG
 from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
 from kreflex.chaos.runner import Runner, Terms
@@ -17,6 +19,7 @@ from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.prom import Metrics
 from kreflex.world import World
+from lab import manifests
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.manifests import listed
@@ -48,16 +51,29 @@ async def runner(
     transport: type[Transport] = Transport,
     prometheus_url: str = "",
     terms: Terms = TERMS,
+    home: str = "kreflex-system",
+    namespaces: tuple[str, ...] = (),
     **given: Any,
 ) -> AsyncIterator[Runner]:
     """A runner with its own account's rights and no others."""
-    config = await plane.kubeconfig_for("kreflex-system", FUNCTION)
+    config = await plane.kubeconfig_for(home, FUNCTION)
     made = transport(load_credentials(str(config)), **given)
     try:
-        world = World(Reader(made), Metrics(prometheus_url), FUNCTION)
+        world = World(Reader(made, namespaces), Metrics(prometheus_url), FUNCTION, home)
         yield Runner(world, Writer(made), terms)
     finally:
         await made.close()
+
+
+async def bind(here: kit.Place) -> str:
+    """Make an account of a home of its own that is bound to this namespace, as the namespaced variant does."""
+    home = f"home-{here.name}"
+    await here.plane.api.post("/api/v1/namespaces", {"metadata": {"name": home}})
+    bound = rights.manifests(rights.rights_of_chaos(namespaced=True), home, [here.name])
+    # Not the roles of the account that is installed.
+    own = json.loads(json.dumps(bound).replace("kreflex:chaos-runner", f"kreflex:{home}"))
+    await manifests.apply(here.plane.api, own)
+    return home
 
 
 async def opt_in(here: kit.Place) -> None:

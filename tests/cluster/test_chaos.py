@@ -316,6 +316,39 @@ async def test_one_that_is_deleted_goes_when_all_is_taken_back(shop: kit.Place, 
     assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
 
 
+NOBODY = {"function": "nobody", "within": "50s"}
+
+
+async def test_a_namespace_that_is_deleted_in_the_middle_goes_and_the_run_ends(ready: ControlPlane) -> None:
+    """Also where chaos-runner is bound to it, and its RoleBinding there goes before the experiment."""
+
+    async def deleted(*, bound: bool) -> tuple[str, str | None, list[str]]:
+        here = await kit.place(ready)
+        await chaos.opt_in(here)
+        given: dict[str, Any] = {"home": await chaos.bind(here), "namespaces": (here.name,)} if bound else {}
+        path = f"/api/v1/namespaces/{here.name}/configmaps/cart"
+        await ready.api.post(path.rpartition("/")[0], {"metadata": {"name": "cart"}, "data": {"url": "here"}})
+        fault = {"kind": "Configuration", "data": {"url": "nowhere"}}
+        async with chaos.runner(ready, **given) as runner:
+            made = await chaos.make(
+                ready, here.name, fault=fault, targets={"names": ["cart"]}, duration="50s", expects=NOBODY
+            )
+            waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
+            await eventually(lambda: chaos.injected(ready, path), "the fault", 20)
+            await ready.api.delete(f"/api/v1/namespaces/{here.name}")
+            ended = await waking
+        await eventually(lambda: gone(ready, f"/api/v1/namespaces/{here.name}"), "the end of the namespace", 40)
+        assert ended is not None
+        return ended.status.phase, ended.status.verdict, [one.state for one in ended.status.injected]
+
+    for told in await asyncio.gather(deleted(bound=False), deleted(bound=True)):
+        assert told in (("Aborted", "Failed", ["Gone"]), ("Aborted", "Failed", ["Reverted"]))
+
+
+async def gone(plane: ControlPlane, path: str) -> bool:
+    return await plane.api.find(path) is None
+
+
 async def test_what_no_experiment_answers_for_is_taken_back_from_the_object_itself(
     shop: kit.Place, runner: Runner
 ) -> None:

@@ -11,11 +11,12 @@ from kreflex.chaos import gates
 from kreflex.chaos.experiments import FINALIZER, ExperimentStatus, read_experiment
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
-from kreflex.cluster import Writer
+from kreflex.cluster import Reader, Writer
 from kreflex.errors import OutageError, UnavailableError
 from kreflex.views import JSON
+from kreflex.world import World
 from tests.patched import PatchedApi, refused
-from tests.values import NOW, a_node, a_pod, a_record_body, stamp
+from tests.values import NOW, CannedMetrics, a_node, a_pod, a_record_body, stamp
 
 TERMS = Terms(timedelta(seconds=30), timedelta(seconds=8), frozenset())
 API = "/apis/kreflex.dev/v1alpha1"
@@ -374,6 +375,93 @@ async def test_writes_down_whose_pods_a_drain_moves_before_it_does_and_keeps_tha
     assert (span.nodes, span.namespaces) == (("blue-1",), ("shop",))
 
 
+# A namespace that is deleted
+
+GOING: JSON = {
+    "metadata": {"name": "shop", "labels": {"kreflex.dev/chaos": "allowed"}, "deletionTimestamp": stamp(NOW)}
+}
+DENIED = OutageError("chaos-runner may not do that in namespace shop", 403)
+
+
+def doomed(experiment: JSON, deployment: JSON | None = None) -> PatchedApi:
+    api = cluster(experiment, deployment)
+    api.objects["/api/v1/namespaces/shop"] = copy.deepcopy(GOING)
+    return api
+
+
+async def test_nothing_begins_in_a_namespace_that_is_being_deleted_and_what_runs_there_ends() -> None:
+    status = await go_on(doomed(storm()))
+    assert (status.phase, status.guard, status.reason) == ("Refused", "Scope", "namespace shop is being deleted")
+    api = doomed(storm(running(injected=[injection()])), marked())
+    status = await go_on(api)
+    assert (status.phase, status.aborted) == ("Aborted", "Scope: namespace shop is being deleted")
+    assert (image(api), status.injected[0].state) == ("shop:1", "Reverted")
+
+
+async def test_a_run_ends_though_the_namespace_has_taken_our_rights_and_the_objects_with_it() -> None:
+    """As where a RoleBinding in the namespace gave them. Those on experiments are of the whole cluster."""
+    meta = {"deletionTimestamp": stamp(NOW), "finalizers": [FINALIZER]}
+    expects = {"function": "rollback", "within": "5m"}
+    hit = injection(injectedAt=stamp(NOW))
+    api = doomed(storm(running(injected=[hit]), meta, expects=expects, probes=[PROBE_OF_CART]), marked())
+    for part in ("deployments", "leases", "remediations", "events"):
+        api.broken[f"/namespaces/shop/{part}"] = DENIED
+    status = await go_on(api)
+    assert (status.phase, api.objects[STORM]["metadata"]["finalizers"]) == ("Aborted", [])
+    assert (status.injected[0].state, status.injected[0].note) == (
+        "Gone",
+        "namespace shop is being deleted, and it goes with it",
+    )
+    assert status.aborted == "Deleted: it was deleted"
+
+
+PROBE_OF_CART: JSON = {"name": "cart", "object": {"name": "cart", "path": "spec.replicas", "value": "3"}}
+
+
+async def test_what_may_not_be_looked_at_in_a_namespace_that_stays_is_not_given_up() -> None:
+    api = cluster(storm(running(injected=[injection()]), stop=True), marked())
+    api.broken["/namespaces/shop/deployments"] = DENIED
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state, status.injected[0].note) == (
+        "Reverting",
+        "Injected",
+        "chaos-runner may not do that in namespace shop",
+    )
+
+
+async def test_the_end_of_an_experiment_that_was_deleted_is_told() -> None:
+    """It is gone as soon as its finalizer is."""
+
+    class Collected(PatchedApi):
+        def _written(self, method: str, path: str, body: JSON | None, options: dict[str, Any]) -> JSON:
+            answer = super()._written(method, path, body, options)
+            if path == STORM and not answer["metadata"].get("finalizers"):
+                del self.objects[STORM]
+            return answer
+
+    meta = {"deletionTimestamp": stamp(NOW), "finalizers": [FINALIZER]}
+    api = Collected(cluster(storm(running(injected=[injection()]), meta), marked()).objects)
+    ended = await runner(api).go_on("shop", "storm")
+    assert ended is not None
+    assert (ended.status.phase, ended.status.verdict, image(api)) == ("Aborted", "Failed", "shop:1")
+    assert STORM not in api.objects
+
+
+async def test_says_what_is_gone_and_so_not_as_before() -> None:
+    api = cluster(storm(LATE | {"injected": [injection(injectedAt=stamp(NOW))]}))
+    del api.objects[DEPLOYMENT]
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state) == ("Done", "Gone")
+    assert status.reason == "the steady state held, and all is as before, but for Deployment shop/cart"
+
+
+async def test_who_is_bound_to_some_namespaces_leaves_experiments_elsewhere_alone() -> None:
+    api = cluster(storm())
+    world = World(Reader(api, ("bank",)), CannedMetrics(), "chaos-runner")
+    assert await Runner(world, Writer(api), TERMS).go_on("shop", "storm") is None
+    assert api.writes == []
+
+
 # Rollouts
 
 ROLLOUT = "/apis/argoproj.io/v1alpha1/namespaces/shop/rollouts/cart"
@@ -466,6 +554,20 @@ async def test_an_object_whose_experiment_nobody_can_read_is_taken_back_when_its
     assert (await left(api), image(api)) == ([], "shop:2")
     api.watch.moment += timedelta(minutes=2)
     assert (await left(api), image(api)) == ([], "shop:1")
+
+
+async def test_what_is_left_is_found_though_another_namespace_goes_or_is_not_there() -> None:
+    api = cluster(storm({"phase": "Done"}), marked())
+    world = World(Reader(api, ("gone", "shop", "shut")), CannedMetrics(), "chaos-runner")
+    api.objects["/api/v1/namespaces/shut"] = {"metadata": {"name": "shut"}}
+    for space in ("gone", "shut"):
+        api.broken[f"/namespaces/{space}/"] = DENIED
+    told = await Orphans(world, Writer(api)).take_back()
+    assert image(api) == "shop:1"
+    assert told[0] == (
+        "what is left of Pods can't be seen in namespace shut: chaos-runner may not do that in namespace shop"
+    )
+    assert all("in namespace shut" in one for one in told)
 
 
 async def test_a_rollout_whose_experiment_is_gone_is_taken_back() -> None:

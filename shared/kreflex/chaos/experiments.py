@@ -486,13 +486,14 @@ _FINALIZERS = Check(
     f".filter(f, !(f in object.metadata.?finalizers.orValue([]))).all(f, f == '{FINALIZER}')",
     f"of the finalizers, only {FINALIZER} may change",
 )
-RBAC_TO_FIND = (Rule(GROUP, PLURAL, "list"),)
-# Kreflex' own namespace has experiments on what is in none.
+# In the whole cluster, also for who is bound to some namespaces: when one of these is deleted its RoleBinding goes, and
+# an experiment whose finalizer nobody may take away then would keep the namespace for ever.
+RBAC_TO_FIND = (Rule(GROUP, PLURAL, "list", "cluster"),)
 RBAC = (
     *RBAC_TO_FIND,
-    Rule(GROUP, PLURAL, "get"),
-    Rule(GROUP, PLURAL, "patch", fields=("metadata.finalizers",), checks=(_FINALIZERS,)),
-    Rule(GROUP, f"{PLURAL}/status", "patch", fields=("status",)),
+    Rule(GROUP, PLURAL, "get", "cluster"),
+    Rule(GROUP, PLURAL, "patch", "cluster", fields=("metadata.finalizers",), checks=(_FINALIZERS,)),
+    Rule(GROUP, f"{PLURAL}/status", "patch", "cluster", fields=("status",)),
 )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar
 
-from kreflex.actions import BlockedError, evict
+from kreflex.actions import evict
 from kreflex.chaos.changes import Change, injecting, left, read, reverting, value, write
 from kreflex.chaos.corruptions import ISOLATED, UnfitError, changes_of
 from kreflex.chaos.experiments import (
@@ -30,7 +30,7 @@ from kreflex.chaos.experiments import (
 from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses, restless
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
-from kreflex.errors import ApiError, ConflictError, GoneError
+from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
@@ -269,10 +269,12 @@ class Draining(Changing):
                     continue
                 await evict(pod, hands.writer, hands.reader)
                 gone.append(pod.ref.name)
-            except BlockedError as blocked:
-                kept.append(f"{pod.ref.name}: {blocked}")
             except (ConflictError, GoneError):
                 continue
+            except KreflexError as error:
+                # By a PodDisruptionBudget, or as nothing is evicted in a namespace that is being deleted: the others go
+                # all the same (kubectl, pkg/drain/drain.go).
+                kept.append(f"{pod.ref.name}: {error}")
         if gone:
             return f"evicted {', '.join(gone)} from {name}"
         return f"{name} keeps {kept[0]}" if kept else ""

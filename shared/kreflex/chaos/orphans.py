@@ -11,7 +11,7 @@ from kreflex.chaos import engines
 from kreflex.chaos.engines import PLURALS
 from kreflex.chaos.experiments import INJECTED, PRIOR, REVERT_BY, Experiments, Injection
 from kreflex.chaos.faults import Changing, Hands
-from kreflex.chaos.targets import place, ref_of
+from kreflex.chaos.targets import ending, place, ref_of
 from kreflex.cluster import Writer
 from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError, OutageError, UnavailableError
 from kreflex.records import Target
@@ -37,19 +37,20 @@ class Orphans:
     async def take_back(self) -> list[str]:
         """Take back what no experiment answers for any more; what went wrong, in words."""
         errors = []
-        for kind in (*KINDS, *REMOVED):
+        for kind, namespace in ((one, place_) for one in (*KINDS, *REMOVED) for place_ in self._places(one)):
             try:
-                errors += await self._of_kind(kind)
+                errors += await self._of_kind(kind, namespace)
             except UnavailableError as error:
-                # The others are looked at all the same. What is served nowhere has left nothing.
-                if not (kind in _OF_OTHERS and isinstance(error, OutageError) and error.status == 404):
-                    errors.append(f"what is left of {kind}s can't be seen: {error}")
+                # The others are looked at all the same. What is served nowhere has left nothing, and what is in a
+                # namespace that goes, goes with it.
+                unserved = kind in _OF_OTHERS and isinstance(error, OutageError) and error.status == 404
+                if not unserved and not await ending(namespace, self._world.cluster):
+                    errors.append(f"what is left of {kind}s can't be seen{_in(namespace)}: {error}")
         return errors
 
-    async def _of_kind(self, kind: str) -> list[str]:
+    async def _of_kind(self, kind: str, namespace: str) -> list[str]:
         found = [
             body
-            for namespace in self._places(kind)
             async for body in self._world.cluster.list_metadata(_all(kind, namespace))
             if INJECTED in (body["metadata"].get("annotations") or {})
         ]
@@ -120,6 +121,10 @@ class Orphans:
             return f"{kind} {meta['namespace']}/{meta['name']}: {error}"
         log.warning("experiment.orphan", object=f"{kind} {meta['namespace']}/{meta['name']}", proven=True)
         return ""
+
+
+def _in(namespace: str) -> str:
+    return f" in namespace {namespace}" if namespace else ""
 
 
 def _all(kind: str, namespace: str, name: str = "") -> str:

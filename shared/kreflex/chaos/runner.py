@@ -25,6 +25,7 @@ from kreflex.chaos.experiments import (
     Experiments,
     ExperimentSpec,
     ExperimentStatus,
+    Healed,
     Injection,
     Level,
     Line,
@@ -39,9 +40,17 @@ from kreflex.chaos.healing import healed_by
 from kreflex.chaos.news import tell
 from kreflex.chaos.probes import Eyes, Seen, noted
 from kreflex.chaos.score import score, shortfalls
-from kreflex.chaos.targets import choose, eligible, kind_of
+from kreflex.chaos.targets import choose, eligible, ending, kind_of
 from kreflex.cluster import Reader, Writer, acting_until
-from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, UnavailableError
+from kreflex.errors import (
+    ApiError,
+    ConflictError,
+    DeniedError,
+    GoneError,
+    KreflexError,
+    OutageError,
+    UnavailableError,
+)
 from kreflex.views import JSON
 from kreflex.world import World
 
@@ -59,6 +68,7 @@ _STUBBORN = timedelta(minutes=10)
 # The result of a Job before an experiment holds for so long.
 _FRESH = timedelta(minutes=10)
 _PAST = 20
+_FORBIDDEN = 403
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,8 @@ class Runner:
 
     async def go_on(self, namespace: str, name: str) -> Experiment | None:
         """Carry one experiment on as far as this call's time allows; None if there is none, or others are at it."""
+        if self._reader.namespaces and namespace not in self._reader.namespaces:
+            return None
         found = await self.experiments.get(namespace, name)
         if found is None or found.uid in self._busy or not found.due(self.now()):
             return None
@@ -130,6 +142,9 @@ class Runner:
         return found
 
     async def _let_go(self, held: Experiment, wait: timedelta) -> Experiment:
+        if held.leaving and not held.finalizers:
+            # It went as soon as nothing held it; what has become of it is told all the same.
+            return held
         due_at = None if held.status.phase in FINAL else self.now() + wait
         return await self.experiments.change(held, holder=None, deadline=None, due_at=due_at)
 
@@ -524,9 +539,20 @@ class Runner:
         except GoneError:
             return Back(proven=True, state="Gone", note="it is gone by itself")
         except UnavailableError as error:
+            gone = await self._gone_with(one.target.namespace, error)
+            if gone:
+                return Back(proven=True, state="Gone", note=f"{gone}, and it goes with it")
             return Back(proven=False, note=str(error)[:500])
         except ApiError as error:
             return Back(proven=False, state="Stuck", note=f"it can't be taken back: {error}"[:500])
+
+    async def _gone_with(self, namespace: str, error: UnavailableError) -> str:
+        """Tell that we may do nothing in a namespace any more because it goes.
+
+        Who is bound to it by a RoleBinding loses that to its deletion before our finalizers are looked at.
+        """
+        denied = isinstance(error, OutageError) and error.status == _FORBIDDEN
+        return await ending(namespace, self._reader) if denied else ""
 
     async def _noted(self, held: Experiment, index: int, back: Back) -> Experiment:
         one = held.status.injected[index]
@@ -554,10 +580,7 @@ class Runner:
         spec, status, now = held.spec, held.status, self.now()
         waiting = {probe.name: probe for probe in spec.probes if "After" in probe.when}
         probes = await asyncio.gather(*(self._last_look(one, waiting.get(one.name), held) for one in status.probes))
-        if spec.expects is not None:
-            healed = await healed_by(held, spec.expects.function, self._world.home, self._reader) or status.remediation
-        else:
-            healed = None
+        healed = await self._healed(held)
         since = status.reverting_at or now
         missing = [one.name for one in probes if one.name in waiting and one.after is not True]
         # Whoever deletes it does not wait for how it ends.
@@ -566,6 +589,18 @@ class Runner:
             return (await self._save(held, probes=tuple(probes)) if tried else held), _STEP
         held = await self._save(held, probes=tuple(probes), remediation=healed)
         return await self._finish(held, shortfalls(spec, held.status)), None
+
+    async def _healed(self, held: Experiment) -> Healed | None:
+        """Look a last time at the remediation that was expected."""
+        expects, known = held.wants.expects, held.status.remediation
+        if expects is None:
+            return None
+        try:
+            return await healed_by(held, expects.function, self._world.home, self._reader) or known
+        except UnavailableError as error:
+            if not await self._gone_with(held.namespace, error):
+                raise
+            return known
 
     async def _last_look(self, probed: Probed, probe: Probe | None, held: Experiment) -> Probed:
         if probe is None or probed.after is True:
@@ -581,7 +616,7 @@ class Runner:
         now, told = self.now(), list(missing)
         verdict: Verdict = "Failed" if told else "Passed"
         points = score(held.status.probes)
-        reason = "; ".join(told) or "the steady state held, and all is as before"
+        reason = "; ".join(told) or f"the steady state held, and all is as before{_but_for(held.status.injected)}"
         held = await self._save(
             held,
             ("verdict", f"{verdict}: {reason}"),
@@ -599,7 +634,11 @@ class Runner:
 
     async def _release(self, held: Experiment) -> Experiment:
         """Let others begin, and let it be deleted."""
-        await turns.give_back(held, self._reader, self._writer)
+        try:
+            await turns.give_back(held, self._reader, self._writer)
+        except UnavailableError as error:
+            if not await self._gone_with(held.namespace, error):
+                raise
         return await self.experiments.hold(held, hold=False)
 
     async def _again(self, held: Experiment) -> Experiment:
@@ -617,6 +656,12 @@ def _span(status: ExperimentStatus) -> tuple[Span, ...]:
     spaces = {name for one in status.injected for name in one.moves}
     names = tuple(sorted(nodes)[:PLACES])
     return (Span(since=since, until=until, nodes=names, namespaces=tuple(sorted(spaces)[:PLACES])),)
+
+
+def _but_for(injected: Iterable[Injection]) -> str:
+    """Name what could not be put back as it was. That a pod has gone says nothing: others come."""
+    lost = [str(one.target.ref) for one in injected if one.state in {"Gone", "Foreign"} and one.target.kind != "Pod"]
+    return f", but for {', '.join(lost)}" if lost else ""
 
 
 def _is_outage(error: Exception) -> bool:

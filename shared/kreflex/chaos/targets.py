@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kreflex.chaos.experiments import ALLOWED, INJECTED, NODES, OPT_IN, PODS, Experiment, FaultKind, Targets
 from kreflex.cluster import Reader
+from kreflex.errors import UnavailableError
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL, Expression, Selector
 from kreflex.rollouts import progress_of
@@ -76,7 +77,10 @@ async def forbidden(experiment: Experiment, home: str, reader: Reader) -> str | 
         return f"a {shared} belongs to everybody: an experiment on one is made in namespace {home}"
     if where == home:
         return None if shared is not None else f"namespace {home} is Kreflex' own"
-    labels = await labels_of(where, reader)
+    body = await reader.get(f"/api/v1/namespaces/{where}")
+    if ending := _ending(where, body):
+        return ending
+    labels = (body or {}).get("metadata", {}).get("labels") or {}
     if labels.get(PROTECTED_LABEL, "false") != "false":
         return f"namespace {where} has the label {PROTECTED_LABEL}"
     if labels.get(OPT_IN, ALLOWED) != ALLOWED:
@@ -84,6 +88,20 @@ async def forbidden(experiment: Experiment, home: str, reader: Reader) -> str | 
     if kind == "Engine" and labels.get(OPT_IN) != ALLOWED:
         return f"an engine chooses for itself: namespace {where} needs the label {OPT_IN}: {ALLOWED}"
     return None
+
+
+async def ending(namespace: str, reader: Reader) -> str:
+    """Tell that a namespace goes, with all that is in it; "" if it stays, or if nobody can tell."""
+    try:
+        return _ending(namespace, await reader.get(f"/api/v1/namespaces/{namespace}")) if namespace else ""
+    except UnavailableError:
+        return ""
+
+
+def _ending(namespace: str, body: JSON | None) -> str:
+    if body is None:
+        return f"namespace {namespace} is gone"
+    return f"namespace {namespace} is being deleted" if "deletionTimestamp" in body["metadata"] else ""
 
 
 async def labels_of(namespace: str, reader: Reader) -> Mapping[str, str]:
