@@ -447,6 +447,15 @@ async def test_the_end_of_an_experiment_that_was_deleted_is_told() -> None:
     assert STORM not in api.objects
 
 
+async def test_the_event_of_its_last_write_is_answered_with_its_end_whoever_has_carried_it_there() -> None:
+    api = cluster(storm(running(phase="Done", finishedAt=stamp(NOW), verdict="Passed")))
+    again = await runner(api).go_on("shop", "storm")
+    assert again is not None
+    assert (again.status.verdict, api.writes) == ("Passed", [])
+    api.watch.moment += timedelta(minutes=1)
+    assert await runner(api).go_on("shop", "storm") is None
+
+
 async def test_says_what_is_gone_and_so_not_as_before() -> None:
     api = cluster(storm(LATE | {"injected": [injection(injectedAt=stamp(NOW))]}))
     del api.objects[DEPLOYMENT]

@@ -69,6 +69,8 @@ _STUBBORN = timedelta(minutes=10)
 _FRESH = timedelta(minutes=10)
 _PAST = 20
 _FORBIDDEN = 403
+# So long the end of an experiment is told to whoever asks.
+_NEWS = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,18 @@ class Runner:
         return self._world.now()
 
     async def go_on(self, namespace: str, name: str) -> Experiment | None:
-        """Carry one experiment on as far as this call's time allows; None if there is none, or others are at it."""
+        """Carry one experiment on as far as this call's time allows; None if there is none, or others are at it.
+
+        One that was over a moment ago is given once more: a clock that has carried it to its end tells nobody of that,
+        but the event of its last write, which comes here, is answered with it.
+        """
         if self._reader.namespaces and namespace not in self._reader.namespaces:
             return None
         found = await self.experiments.get(namespace, name)
-        if found is None or found.uid in self._busy or not found.due(self.now()):
+        if found is None or found.uid in self._busy:
             return None
+        if not found.due(self.now()):
+            return found if _just_over(found, self.now()) else None
         self._busy.add(found.uid)
         try:
             return await self._hold(found)
@@ -388,7 +396,7 @@ class Runner:
             choice = choose(held, bodies, (one.target.uid for one in status.injected), of)
             chosen = list(choice.chosen)
         planned, unfit = await self._plan(held, chosen)
-        if sum(len(one.prior) for one in (*status.injected, *planned)) > PRIORS:
+        if sum(len(one.prior) + sum(map(len, one.moves)) for one in (*status.injected, *planned)) > PRIORS:
             unfit, planned = [f"the state before would take more than {PRIORS // 1024} KiB: hit less at a time"], []
         if len(status.injected) + len(planned) > INJECTIONS:
             unfit, planned = [f"more than {INJECTIONS} objects are not remembered: hit less"], []
@@ -646,6 +654,12 @@ class Runner:
         status = held.status
         fresh = ExperimentStatus(run=status.run, past=(*status.past, *_span(status))[-_PAST:], waiting_since=self.now())
         return await self._save(replace(held, status=fresh), ("again", "its next run begins"))
+
+
+def _just_over(experiment: Experiment, now: datetime) -> bool:
+    status = experiment.status
+    over = status.phase in FINAL and status.holder is None and status.finished_at is not None
+    return over and status.finished_at is not None and now < status.finished_at + _NEWS
 
 
 def _span(status: ExperimentStatus) -> tuple[Span, ...]:
