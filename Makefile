@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test aside-lint tests-of-clusters tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
+.PHONY: help setup demo test aside-lint tests-of-clusters tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest test-faults faults-at-calls faults-at-nodes faults-at-releases test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,13 +41,13 @@ demo: setup ## Boot a cluster, break a workload, watch it heal; then the refusal
 	@$(BIN)/python -m lab down
 	@echo 'To look around in such a cluster yourself: make lab, then source .lab/env'
 
-test: setup binaries ## Everything that has to pass before a change is merged
+test: setup binaries ## The tests that have to pass before a change is merged
 	@$(MAKE) --jobs=3 --keep-going $(PARTS)
 
 # They wait for clusters a part of the time, so three run side by side, on clusters of their own; who takes longest
 # begins first, and what the linters use of one core, a cluster that boots does not miss. Of all but one the words come
 # at the end, not to mix with the others'.
-PARTS := aside-lint tests-of-clusters tests-of-releases tests-of-nodes tests-of-the-rest tests-of-values tests-of-metrics
+PARTS := aside-lint tests-of-the-rest tests-of-clusters tests-of-releases tests-of-nodes tests-of-metrics tests-of-values
 OF = $(sort $(wildcard $(1:%=tests/cluster/test_%*.py)))
 METRICS := $(call OF,anomaly budgets chaos engines error_budget slo)
 NODES := $(call OF,fleet lab_nodes node_)
@@ -71,6 +71,13 @@ tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest tests-of-val
 
 aside-lint:
 	@$(call aside,$(MAKE) lint)
+
+# A part of the matrix that `python -m bench faults` plays whole. Most of it is waiting, so all go side by side.
+test-faults: setup binaries ## Kill, stop and trouble the functions at each of their calls, and compare the ends (minutes)
+	@$(MAKE) --jobs=3 --keep-going faults-at-calls faults-at-nodes faults-at-releases
+
+faults-at-calls faults-at-nodes faults-at-releases:
+	@$(call aside,$(BIN)/pytest tests/faults/test_$(@:faults-at-%=%).py)
 
 test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS, Karpenter and others the first time)
 	@$(BIN)/python -m lab build --peers

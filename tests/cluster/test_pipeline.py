@@ -191,15 +191,16 @@ async def test_what_somebody_changes_meanwhile_is_2(ci: Ci) -> None:
 async def test_it_is_64_to_ask_in_a_wrong_way(ci: Ci, tmp_path: Path) -> None:
     nobody = await ci.here.plane.kubeconfig_for(ci.here.name, "default")
     await ci.make()
-    answers = {
-        "no kind": await ci.step(workload="cart"),
-        "strange": await ci.step(workload="pod/cart"),
-        "no URL": await ci.step("--rollback"),
-        "no duration": await ci.step("--within", "soon"),
-        "not there": await ci.step(workload="deployment/basket"),
-        "no rights": await ci.step(config=nobody),
-        "no cluster": await ci.step(config=tmp_path / "none"),
+    asked = {
+        "no kind": ci.step(workload="cart"),
+        "strange": ci.step(workload="pod/cart"),
+        "no URL": ci.step("--rollback"),
+        "no duration": ci.step("--within", "soon"),
+        "not there": ci.step(workload="deployment/basket"),
+        "no rights": ci.step(config=nobody),
+        "no cluster": ci.step(config=tmp_path / "none"),
     }
+    answers = dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
     assert {title: ended.code for title, ended in answers.items()} == dict.fromkeys(answers, 64)
     told = {title: (ended.complaint or ended.last).splitlines()[-1] for title, ended in answers.items()}
     assert "'cart' is no KIND/NAME with a kind of" in told["no kind"]
