@@ -84,10 +84,10 @@ def names_of(where: str) -> list[str]:
 async def set_policy(on: Stage, where: str, function: str, releases: Json, **of_git: str) -> None:
     """Let a function work in a namespace, and say this of Git."""
     assert on.forge is not None, "the Git server does not run"
-    rules = {"secret": _LOGIN, "repositories": [on.forge.server.url], "within": "60s", **of_git}
+    rules = {"secret": _LOGIN, "repositories": [on.forge.server.url], "within": "3m", **of_git}
     if "forge" in rules:
         rules["api"] = on.forge.server.url
-    own = {"proof": "1s", "proveWithin": "2m", "releases": {**releases, "git": rules}}
+    own = {"proof": "1s", "proveWithin": "4m", "releases": {**releases, "git": rules}}
     await rig.set_policy(on.plane, where, {"maxInFlight": 1}, functions=[function], **own)
 
 

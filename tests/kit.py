@@ -46,7 +46,7 @@ async def install(plane: ControlPlane) -> None:
     own = [f"knative/{function}/{name}.yaml" for function in FUNCTIONS for name in ("rbac", "admission")]
     common = ("knative/base/namespace.yaml", "knative/base/ledger.yaml", "knative/admission/approvals.yaml")
     kubectl(plane, "apply", "--server-side", *(f"--filename={ROOT / file}" for file in (*common, *own)))
-    kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    kubectl(plane, "wait", "--for=condition=Established", "crd", "--all", "--timeout=120s")
     for crd in all_crds().values():
         await listed(plane.api, f"/apis/{crd['spec']['group']}/v1alpha1/{crd['spec']['names']['plural']}")
 

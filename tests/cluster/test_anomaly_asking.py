@@ -68,7 +68,7 @@ async def asks(plane: ControlPlane, url: str, folder: Path, said: str) -> subpro
         cwd=kit.ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -291,7 +291,7 @@ async def slo(plane: ControlPlane, account: tuple[str, str], url: str, *words: s
     environment = {"KUBECONFIG": str(config), "PROMETHEUS_URL": url, "PATH": os.environ["PATH"], "PYTHONPATH": "shared"}
     command = [sys.executable, "-m", "kreflex", "slo", *words]
     done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, cwd=kit.ROOT, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, env=environment, cwd=kit.ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -366,7 +366,7 @@ async def test_a_cluster_that_is_down_leaves_it_open(prometheus: Prometheus, tmp
     environment = {"KUBECONFIG": str(config), "PROMETHEUS_URL": prometheus.url, "PYTHONPATH": "shared"}
     command = [sys.executable, "-m", "kreflex", "slo", "check", "--written", "--slo", "shop/quiet"]
     done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, cwd=kit.ROOT, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, env=environment, cwd=kit.ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2
     assert "the API server did not answer" in done.stderr
@@ -381,7 +381,7 @@ def test_prometheus_takes_the_rules_without_a_word(tmp_path: Path) -> None:
             [*command, *more, tmp_path / "slos.yaml"],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=True,
             cwd=kit.ROOT,
         )

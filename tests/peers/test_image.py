@@ -98,6 +98,6 @@ def test_nothing_is_left_to_compile(app: Path) -> None:
 def test_has_all_that_its_other_commands_import(app: Path, module: str) -> None:
     command: list[str | Path] = [PYTHON, "-S", "-c", f"import {module}"]
     answer = subprocess.run(
-        command, cwd=app, env=image.environment(app), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=app, env=image.environment(app), capture_output=True, text=True, timeout=300, check=False
     )
     assert (answer.returncode, answer.stderr) == (0, "")

@@ -75,7 +75,7 @@ def test_a_function_that_can_not_start_names_everything_at_once() -> None:
         "PATH": os.environ["PATH"],
     }
     command = [sys.executable, "-m", "kreflex", "restart-loop-killer"]
-    started = subprocess.run(command, env=wrong, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    started = subprocess.run(command, env=wrong, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     named = [line.split()[0] for line in started.stderr.splitlines()[1:]]
     assert named == ["PORT", "KUBECONFIG", "RESTARTS_ABOVE", "PROMETHEUS_URL", "CALLERS_ACCOUNTS"], started.stderr
     assert started.returncode == 1

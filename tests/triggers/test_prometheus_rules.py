@@ -19,7 +19,7 @@ def promtool() -> Path:
 
 
 def run(*command: str | Path) -> None:
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
