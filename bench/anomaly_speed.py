@@ -42,8 +42,14 @@ END, MINUTE = 1_700_000_040, 60
 _SAMPLES = 200
 _TICKS = 5
 _STARTS = 5
-# What has to hold: seconds a tick, CPU seconds an hour, MiB over the empty function, seconds of a cold start over it.
-MOST = {"fast_seconds": 1.0, "slow_cpu_seconds_per_hour": 300.0, "extra_mib": 100.0, "extra_start_seconds": 0.2}
+# What has to hold: seconds a tick, CPU seconds an hour, MiB over the empty function, seconds of a cold start over a
+# function of ours that needs no numpy. What the core itself adds to an empty one is judged by `bench cold-start`.
+MOST = {
+    "fast_seconds": 1.0,
+    "slow_cpu_seconds_per_hour": 300.0,
+    "extra_mib": 100.0,
+    "extra_start_seconds_over_another": 0.2,
+}
 
 
 def _past(series: int) -> Past:
