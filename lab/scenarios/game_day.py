@@ -35,6 +35,8 @@ _CRASHES = "lab.local/checkout:1-crash"
 _SPEED = 20
 _OVER = {"Done", "Aborted", "Refused"}
 _PATIENCE = 300.0
+# How long is waited for a function that is switched off.
+_IN_VAIN = "30s"
 
 
 async def play(place: Place, act: str = "", without: str = "", report: Path | None = None) -> None:
@@ -47,7 +49,7 @@ async def play(place: Place, act: str = "", without: str = "", report: Path | No
     with _off(place, without) if without else nullcontext():
         for name, one in acts.items():
             if act in {"", name}:
-                failed += await one(place)
+                failed += await one(place, without)
     if report is not None:
         await write_report(place, report)
     if failed:
@@ -60,7 +62,7 @@ def _off(place: Place, function: str) -> Any:
     return place.silent(function)
 
 
-async def crashing_pods(place: Place) -> list[str]:
+async def crashing_pods(place: Place, without: str) -> list[str]:
     """Make a third of checkout's pods crash, which restart-loop-killer has to heal, while people go on to pay."""
     since = datetime.now(UTC)
     body = workloads.deployment(_APP, 3, workloads.fault(speed=_SPEED))
@@ -81,7 +83,7 @@ async def crashing_pods(place: Place) -> list[str]:
                 _at_least(_APP, 2, "During"),
                 _at_least(_APP, 3, "Before", "After"),
             ],
-            expects={"function": "restart-loop-killer", "within": "2m"},
+            expects=expected("restart-loop-killer", "2m", without),
         )
     place.timeline.tell("Pods of checkout crash: are they restarted?", since)
     hit = [one["target"]["uid"] for one in ended["status"].get("injected", [])]
@@ -91,6 +93,11 @@ async def crashing_pods(place: Place) -> list[str]:
     if not told and (evicted != hit or len(hit) != 1):
         told.append(f"of the pods {hit} that were hit, {evicted} were evicted")
     return told + ([f"{left[0]['metadata']['name']} still has the image"] if left else [])
+
+
+def expected(function: str, within: str, without: str) -> Json:
+    """Expect a function to heal it; where it is switched off nobody comes, so that is not waited for as long."""
+    return {"function": function, "within": _IN_VAIN if function == without else within}
 
 
 def _at_least(name: str, count: int, *when: str) -> Json:
@@ -119,7 +126,7 @@ class Isolable(Canary):
             self.sent[str(meta["labels"].get(rollouts.HASH, "")), meta["name"], "500" if cut_off else "200"] += 1
 
 
-async def bad_canary(place: Place) -> list[str]:
+async def bad_canary(place: Place, without: str) -> list[str]:
     """Cut the pods of a canary off, and no other: canary-aborter has to take it out of the traffic."""
     assert place.home is not None, "this plays in the lab alone"
     since = datetime.now(UTC)
@@ -146,8 +153,11 @@ async def bad_canary(place: Place) -> list[str]:
                 duration="10s",
                 ttl="5m",
                 probes=[{"name": "the-stable-version-serves", "object": _stable(), "every": "2s"}],
-                expects={"function": "canary-aborter", "within": "3m"},
+                expects=expected("canary-aborter", "3m", without),
             )
+        # The next act has pods of this name, too.
+        await plane.api.delete(f"{rollouts.collection(place.namespace)}/shop")
+        await place.until(lambda: not place.of("shop"), "end of the canary", PATIENCE)
     place.timeline.add("client", f"{canary.count()[0]} requests, {canary.count()[1]} failed, all of the canary")
     place.timeline.tell("The canary fails: is it aborted?", since)
     told, (_, failed) = verdict(ended), canary.count()
@@ -160,7 +170,7 @@ def _stable() -> Json:
     return {"kind": "Rollout", "name": "shop", "path": "status.readyReplicas", "operator": ">=", "value": str(REPLICAS)}
 
 
-async def node_down(place: Place) -> list[str]:
+async def node_down(place: Place, without: str) -> list[str]:
     """Have LitmusChaos stop a kubelet: node-replacer has to have the node replaced. Its operator is played."""
     assert place.home is not None, "this plays in the lab alone"
     since = datetime.now(UTC)
@@ -190,7 +200,7 @@ async def node_down(place: Place) -> list[str]:
                 ttl="10m",
                 recovery="2m",
                 probes=[_at_least("shop", 10, "Before", "After"), _at_least("shop", 8, "During")],
-                expects={"function": "node-replacer", "within": "5m"},
+                expects=expected("node-replacer", "5m", without),
             )
         pool.tell_what_was_logged(since)
         there = victim in pool.nodes
