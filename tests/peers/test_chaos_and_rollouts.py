@@ -1,18 +1,24 @@
 """Rollouts of Argo that chaos-runner breaks, while their real controller looks after them."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from kreflex.chaos import experiments
 from kreflex.chaos.runner import Runner
-from lab import rollouts
+from lab import jobs, manifests, processes, rollouts
 from lab.api import eventually
 from lab.cluster import ControlPlane
 from lab.rollouts import PAUSE, weight
 from tests import kit
 from tests.cluster import chaos
+
+STEP = kit.ROOT / "knative" / "chaos-runner" / "canary-step"
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +72,65 @@ async def test_a_rollout_that_argo_is_rolling_out_is_left_alone(shop: kit.Place,
     status = (await chaos.read(shop.plane, shop.name)).status
     assert (status.phase, status.guard) == ("Pending", "Unsteady")
     assert (status.reason or "").startswith(f"Rollout {shop.name}/cart: version {new} is being rolled out")
+
+
+@pytest.fixture(scope="module")
+async def jobs_run(installed: ControlPlane) -> AsyncIterator[None]:
+    async with jobs.running(installed, ["kubectl"]):
+        yield
+
+
+@pytest.mark.parametrize("bears", [True, False])
+async def test_a_canary_that_does_not_bear_an_experiment_is_aborted_at_its_step(
+    shop: kit.Place, runner: Runner, jobs_run: None, tmp_path: Path, bears: bool
+) -> None:
+    """With the shipped manifests; the lab runs the command of the Job as a process, under its account."""
+    api, name = shop.plane.api, "checkout"
+    body = rollouts.canary(name, 2, [weight(50), rollouts.analysis("chaos")])
+    await a_step(shop, tmp_path, replicas=2 if bears else 9)
+    before = await rollouts.make(api, shop.name, body)
+    new = await rollouts.release(api, shop.name, name, "v2")
+    carrying = asyncio.create_task(carried_on(runner, shop))
+    try:
+        ended = await rollouts.until(
+            api, shop.name, name, lambda one: rollouts.healthy(one) or rollouts.degraded(one), 120
+        )
+    finally:
+        carrying.cancel()
+        await asyncio.gather(carrying, return_exceptions=True)
+    (experiment,) = (await api.get(experiments.path(shop.name)))["items"]
+    status = experiment["status"]
+    assert (status["phase"], status["verdict"]) == ("Done", "Passed" if bears else "Failed"), status
+    assert [one["state"] for one in status["injected"]] == ["Reverted"]
+    assert rollouts.degraded(ended) is not bears
+    assert ended["status"]["stableRS"] == (new if bears else before["status"]["stableRS"])
+
+
+async def a_step(shop: kit.Place, folder: Path, replicas: int) -> None:
+    """Apply the shipped step, with a probe that asks for so many replicas, and a command that runs here."""
+    text = "\n---\n".join((STEP / file).read_text() for file in ("rbac.yaml", "analysis.yaml"))
+    bodies = list(yaml.safe_load_all(text.replace("namespace: shop", f"namespace: {shop.name}")))
+    config, template = (
+        next(one for one in bodies if one["kind"] == kind) for kind in ("ConfigMap", "AnalysisTemplate")
+    )
+    experiment = yaml.safe_load(config["data"]["experiment.yaml"])
+    del experiment["spec"]["budget"]
+    ready = {"kind": "Rollout", "name": "checkout", "path": "spec.replicas", "value": str(replicas)}
+    probes = [{"name": "ready", "object": ready, "when": ["After"]}]
+    experiment["spec"] |= {"withoutBudget": "a test that has no Prometheus", "amount": 1, "probes": probes}
+    experiment["spec"] |= {"duration": "2s", "ttl": "1m", "recovery": "2s"}
+    file = folder / "experiment.yaml"
+    await asyncio.to_thread(file.write_text, yaml.safe_dump(experiment))
+    (container,) = template["spec"]["metrics"][0]["provider"]["job"]["spec"]["template"]["spec"]["containers"]
+    container["command"][0] = sys.executable
+    container["args"][1:4] = [str(file), "--namespace", shop.name]
+    container["env"] = [{"name": key, "value": value} for key, value in processes.importable().items()]
+    await manifests.apply(shop.plane.api, bodies)
+
+
+async def carried_on(runner: Runner, shop: kit.Place) -> None:
+    """Wake chaos-runner for what is due, as the waker does."""
+    while True:
+        for one in (await shop.plane.api.get(experiments.path(shop.name)))["items"]:
+            await runner.go_on(shop.name, one["metadata"]["name"])
+        await asyncio.sleep(0.5)
