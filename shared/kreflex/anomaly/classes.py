@@ -17,6 +17,10 @@ _HOUR, _SEASON, _NEAR = 0, 1, 2
 _FULL = 0.9
 GROWING = frozenset({"disk", "memory", "quota"})
 """The kinds that can be exhausted."""
+BUSY = frozenset({"cpu", "replicas", "traffic"})
+"""The kinds that are nothing when nothing is done: of errors, waiting and throttling nothing is what one wants."""
+# Of what is expected, so much is nearly nothing.
+_NOTHING = 0.05
 # A rise is a leak where it is so much faster than nearly all that the series did before.
 _FASTER = 1.5
 _KNOWN = 3.0
@@ -53,7 +57,7 @@ class View:
     rise: Floats
     climb: Climb
     still: Floats
-    gone: Floats
+    idle: Floats
 
     def of(self, rows: Rows) -> View:
         """Leave in some series only."""
@@ -66,7 +70,7 @@ class View:
             self.rise[rows],
             Climb(self.climb.more[rows], self.climb.pace[rows], self.climb.new[rows]),
             self.still[rows],
-            self.gone[rows],
+            self.idle[rows],
         )
 
     @property
@@ -94,6 +98,12 @@ def leaks(view: View, about: About) -> Floats:
     else:
         slow = np.full(len(slow), _ENDLESS)
     return np.maximum(np.where(_steady(view.values), view.rise / sudden, 0.0), view.climb.more / slow)
+
+
+def nearly_nothing(values: Floats, expected: Floats) -> Bools:
+    """Tell where next to nothing is left of what is expected."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((expected > 0) & (abs(values) <= _NOTHING * expected))
 
 
 def _pace(view: View, about: About) -> Floats:
@@ -160,7 +170,7 @@ def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[
         # What grows up to its limit leaks: that has a remedy.
         ("leak" if about.kind == "memory" else "exhaustion", (leak >= 1) | ((leak > 0) & (leak >= score))),
         ("saturation", _full(view, about)),
-        ("dropout", _dropped(view)),
+        ("dropout", _dropped(view, about)),
         ("thrash", _crossings(view) >= 4),
         ("season", usual > 2 * out[:, -1]),
         ("level-shift", (out > 0.5).all(axis=1) & (abs(np.sign(hour).sum(axis=1)) == 3) & _stays(view)),
@@ -176,12 +186,13 @@ def _full(view: View, about: About) -> Bools:
     return np.asarray((limit > 0) & (view.newest >= _FULL * limit))
 
 
-def _dropped(view: View) -> Bools:
+def _dropped(view: View, about: About) -> Bools:
     """Nearly nothing of what was well above nothing."""
+    if about.kind not in BUSY | {"gauge"}:
+        return np.zeros(len(view.values), bool)
     expected = np.nan_to_num(view.expected)
-    with np.errstate(over="ignore", invalid="ignore"):
-        far = expected > 2 * np.minimum(view.scale, expected) * (view.high[:, _HOUR] > 0)
-    return np.asarray((expected > 0) & far & (np.nan_to_num(view.newest) <= 0.05 * expected))
+    clear = expected > 2 * np.minimum(view.scale, expected)
+    return np.asarray((clear | (view.idle >= 1)) & nearly_nothing(view.newest, expected))
 
 
 def _stays(view: View) -> Bools:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kreflex.anomaly import classes, climbs, season, tails, windows
-from kreflex.anomaly.detector import About, Bools, Floats, Scores
+from kreflex.anomaly.detector import About, Bools, Floats, Scores, SignalKind
 
 _EXPERTS = ("hour", "season", "near", "rise")
 HOUR, SEASON, NEAR, RISE = range(len(_EXPERTS))
@@ -20,8 +20,10 @@ _BORNE, _BELOW = 0.05, 0.9
 # Up to here the tail is light, and is believed. Beyond it, incidents and bursts that are usual look alike, and the
 # quantiles of single samples, which incidents move less, stand but for a little.
 _LIGHT, _HEAVY, _LITTLE = 1.5, 1.7, 1.08
-# What there was on every day is usual, whatever its tail is; and so much above it, up to so many times the threshold.
-_WEEK, _LEAST_DAYS, _DAILY, _USUAL = 8, 4, 1.15, 4.0
+# What two days of five have had is usual, whatever the tail is; and so much above it, up to so many times the
+# threshold. Of a gauge nobody knows what it is: only what was there on every day is usual of it.
+_WEEK, _LEAST_DAYS, _OFTEN, _USUAL = 8, 4, (0.75, 1.25), 4.0
+_EVERY = (0.0, 1.15)
 _STATE = np.dtype(
     [
         ("seen", "f4"),
@@ -34,9 +36,10 @@ _STATE = np.dtype(
         # What the siblings' thresholds are, and how many samples stand behind that; no samples where there are none.
         ("kin", "f4", (len(_EXPERTS),)),
         ("kindred", "f4"),
-        # How long it is usually still, and missing, in samples.
+        # How long it is usually still, missing, and nearly nothing, in samples.
         ("still", "f4"),
         ("gap", "f4"),
+        ("idle", "f4"),
         # The highest scores of its pieces of 60 samples, as they are without these.
         ("peaks", "f4", (_PEAKS,)),
         # The highest score of each of the last days, by their number, and which day is today.
@@ -53,12 +56,21 @@ _STATE = np.dtype(
 )
 State = npt.NDArray[np.void]
 
+# Nothing smaller than a thousandth of what the series is at counts as its noise; and no jump of memory, a disk or a
+# quota by less than a hundredth tells anything. Their slow growth does, and is told as that.
+_FAINT, _SLIGHT = 1e-3, 1e-2
 # What the two experts, each in units of its own tail and averaged over three samples, reach at the threshold.
 _AGREED = 0.92
 # What the last ten samples' expert has to reach alone.
 _ALONE = 2.0
 # And what the hour's has to reach then: a return to where the series was within the hour is no anomaly.
 _SUPPORT = 0.5
+# And by how much the season's exceeds the hour's, where it is the time of day that a fall is unlike.
+_UNTIMELY = 2.0
+# What still, missing and nearly nothing last at least, in samples, before they are anything.
+_RESTS, _GAPS, _IDLES = 10.0, 5.0, 5.0
+# However long nearly nothing lasts, it counts no more, so that a person can dismiss it: no threshold is raised above 4.
+_IDLE_ENOUGH = 3.0
 # Beyond it, what is between two samples is the season, and not a jump.
 _FINE = 360.0
 _LEAST = 10
@@ -69,7 +81,7 @@ class Calibrated:
     """Scores a sample by how far beyond its own past it is; the threshold is a stated number of false alarms."""
 
     name = "calibrated"
-    version = 3
+    version = 4
     window = windows.LOOK + 3
     dtype = _STATE
 
@@ -100,52 +112,61 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     """Score the newest sample of each row; `ends` is when it was, of one row for all, or of a row each."""
     values = windows.clean(recent)
     found = _experts(state, values, 3, ends + about.step * np.arange(-2, 1), about.step)
-    high = _thresholds(state)
+    high = _thresholds(state, about.kind)
     factor = np.ones(len(values)) if about.factor is None else np.asarray(about.factor, dtype=float)
     far = tails.beyond(state["count"][:, HOUR] + state["kindred"], about.false_alarms) * factor
-    unlike = _unlike(found, high)[:, -1] / far / _own(state, about.step)
-    still = _stillness(values, state["still"]) / far
-    gone = _stillness_of(windows.missing(values)[:, -1], state["gap"], 5) / far
+    unlike = _unlike(found, high, about.kind)[:, -1] / far / _own(state, about)
+    still = _longer(windows.still(values)[:, -1], state["still"], _RESTS) / far
+    gone = _longer(windows.missing(values)[:, -1], state["gap"], _GAPS) / far
     rise = np.nan_to_num(found.rise[:, -1] / high[:, RISE] / far)
     here = np.isfinite(values[:, -1])
     climb = _climbing(state, values, about, factor)
-    view = classes.View(values, state["level"], state["scale"], found, high, rise, climb, still, gone)
+    idle = _idling(state, values, found.hour[:, -1:], about) / far
+    view = classes.View(values, state["level"], state["scale"], found, high, rise, climb, still, idle)
     leak = classes.leaks(view, about)
-    score = np.where(here, np.maximum.reduce((unlike, still, leak)), gone)
+    score = np.where(here, np.maximum.reduce((unlike, still, leak, idle)), gone)
     known = (state["seen"] >= _LEAST) & (here | (gone >= 1))
     score = np.where(known, score, np.nan)
     flag = np.nan_to_num(score) >= 1
     return Scores(score, flag, classes.of(view, leak, score, about), classes.evidence(view, leak, about))
 
 
-def _unlike(found: classes.Found, high: Floats) -> Floats:
+def _unlike(found: classes.Found, high: Floats, kind: SignalKind) -> Floats:
     """Score samples by how unlike the past they are: 1 at the thresholds, 0 where nothing is known."""
     hour = abs(found.hour) / high[:, HOUR, None]
     alone = np.minimum(abs(found.near) / high[:, NEAR, None] / _ALONE, hour / _SUPPORT)
-    return np.asarray(np.fmax(np.nan_to_num(alone), np.nan_to_num(_together(found, high) / _AGREED)))
+    score = np.fmax(np.nan_to_num(alone), np.nan_to_num(_together(found, high) / _AGREED))
+    if kind not in classes.GROWING:
+        return np.asarray(score)
+    # Memory that falls was given back or is another process', and space on a disk was freed: nothing runs out.
+    season = np.nan_to_num(abs(found.season) / high[:, SEASON, None])
+    return np.where((found.hour < 0) & (season <= _UNTIMELY * hour), 0.0, score)
 
 
-def _own(state: State, step: float) -> Floats:
+def _own(state: State, about: About) -> Floats:
     """Tell what the thresholds are multiplied by, so that there would have been few alarms lately; 1 if nobody knows.
 
     Beyond what was seen the tail goes on as an exponential one does.
     """
     upper, lower = (state["peaks"][:, rank - 1].astype(float) for rank in (_UPPER, _LOWER))
-    days = np.maximum(np.minimum(state["seen"], tails.MEMORY) * step / season.DAY, 1e-3)
+    days = np.maximum(np.minimum(state["seen"], tails.MEMORY) * about.step / season.DAY, 1e-3)
     grows = (upper - lower) / np.log(_LOWER / _UPPER)
     wanted = lower + grows * np.log(np.maximum(_LOWER / (_BORNE * days), 1))
     believed = np.clip((_HEAVY - wanted) / (_HEAVY - _LIGHT), 0, 1)
     much = np.maximum(_BELOW * wanted, _BELOW)
     little = np.minimum(much, _LITTLE)
     own = np.where(lower > 0, little + believed * (much - little), 1.0)
-    return np.asarray(np.maximum(own, np.minimum(_DAILY * _each_day(state), _USUAL)))
+    share, above = _EVERY if about.kind == "gauge" else _OFTEN
+    return np.asarray(np.maximum(own, np.minimum(above * _daily(state, share), _USUAL)))
 
 
-def _each_day(state: State) -> Floats:
-    """Give the score that each day but today has reached; 0 where too few days are known."""
+def _daily(state: State, share: float) -> Floats:
+    """Give the score that this share of the days but today have stayed below; 0 where too few days are known."""
     known = (state["days"] >= 0) & (np.arange(_WEEK) != state["day"][:, None] % _WEEK)
-    least = np.where(known, state["days"].astype(float), np.inf).min(axis=1)
-    return np.where(known.sum(axis=1) >= _LEAST_DAYS, least, 0.0)
+    count = known.sum(axis=1)
+    ordered = np.sort(np.where(known, state["days"].astype(float), np.inf), axis=1)
+    place = (share * np.maximum(count - 1, 0)).astype(np.intp)
+    return np.where(count >= _LEAST_DAYS, ordered[np.arange(len(state)), place], 0.0)
 
 
 def _climbing(state: State, values: Floats, about: About, factor: Floats) -> climbs.Climb:
@@ -193,16 +214,23 @@ def _looked_back(scaled: Floats, samples: int, step: float) -> tuple[Floats, Flo
     return hour, newest - lately, lately - windows.before(scaled[:, :-apart], windows.NEAR, samples)
 
 
-def _thresholds(state: State) -> Floats:
+def _thresholds(state: State, kind: SignalKind) -> Floats:
     """Give the high quantile of each expert's past, shape (series, experts), mixed with the siblings' while young."""
     own = tails.high(state["top"], state["count"])
     weight = (state["count"] / (state["count"] + 0.2 * state["kindred"][:, None] + 1)).astype(float)
     kin = np.where(state["kindred"][:, None] > 0, np.maximum(state["kin"], 1e-9), 1e-9)
     mixed = np.exp(weight * np.log(np.maximum(own, 1e-9)) + (1 - weight) * np.log(kin))
-    # Nothing smaller than a thousandth of what the series is at counts as its noise.
-    least = np.maximum(1e-6, 1e-3 * abs(state["level"]) / np.where(state["scale"] > 0, state["scale"], 1.0))
     used = np.where(state["kindred"][:, None] > 0, mixed, own)
-    return np.asarray(np.maximum(used, least[:, None]))
+    level = abs(state["level"]) / np.where(state["scale"] > 0, state["scale"], 1.0)
+    return np.asarray(np.maximum(used, np.maximum(1e-6, level[:, None] * _noise(kind))))
+
+
+def _noise(kind: SignalKind) -> Floats:
+    """Tell of each expert which share of what a series is at counts as its noise, however quiet it is."""
+    share = np.full(len(_EXPERTS), _FAINT)
+    if kind in classes.GROWING:
+        share[[HOUR, SEASON, NEAR]] = _SLIGHT
+    return share
 
 
 def _together(found: classes.Found, high: Floats) -> Floats:
@@ -222,11 +250,21 @@ def _lately(values: Floats | Bools) -> Floats:
     return found
 
 
-def _stillness(values: Floats, usual: Floats) -> Floats:
-    return _stillness_of(windows.still(values)[:, -1], usual, 10)
+def _idling(state: State, values: Floats, hour: Floats, about: About) -> Floats:
+    """Score by how long nearly nothing has been left of what the hour lets expect now; 0 where that is usual."""
+    if about.kind not in classes.BUSY or about.step > _FINE:
+        return np.zeros(len(values))
+    expected = _expected(state, values[:, -1:], hour)
+    length = windows.runs(~classes.nearly_nothing(values[:, -windows.LOOK :], expected))[:, -1]
+    return np.where(state["idle"] < 1, np.minimum(length / _IDLES, _IDLE_ENOUGH), 0.0)
 
 
-def _stillness_of(length: Floats, usual: Floats, least: float) -> Floats:
+def _expected(state: State, values: Floats, hour: Floats) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(values - hour * state["scale"][:, None])
+
+
+def _longer(length: Floats, usual: Floats, least: float) -> Floats:
     """Score by how much longer than usual it lasts; a series that often rests says nothing by resting."""
     return np.where(usual < windows.LOOK / 3, length / np.maximum(3 * usual, least), 0.0)
 
@@ -250,13 +288,19 @@ def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     state = _counted(state, found.magnitudes(), normal)
     state["still"] = _usual(windows.still(values))
     state["gap"] = _usual(windows.missing(values))
-    state = _peaked(state, found, normal, times)
+    state["idle"] = _usual(_idle(state, normal, hour))
+    state = _peaked(state, found, normal, times, about.kind)
     return _climbed(state, values, normal)
 
 
-def _peaked(state: State, found: classes.Found, normal: Floats, times: Floats) -> State:
+def _idle(state: State, normal: Floats, hour: Floats) -> Floats:
+    """Tell of each sample for how many nearly nothing has been left of what the hour let expect."""
+    return windows.runs(~classes.nearly_nothing(normal, _expected(state, normal, hour)))
+
+
+def _peaked(state: State, found: classes.Found, normal: Floats, times: Floats, kind: SignalKind) -> State:
     """Remember the highest scores of these samples, by the thresholds of single samples."""
-    scores = np.where(np.isfinite(normal), _unlike(found, _thresholds(state)), -1.0)
+    scores = np.where(np.isfinite(normal), _unlike(found, _thresholds(state, kind), kind), -1.0)
     state["peaks"] = _peaks(state, scores)
     for day in np.unique(times // season.DAY):
         _begin(state, day)
@@ -341,13 +385,14 @@ def _grown(state: State, values: Floats, known: int, about: About, excluded: Boo
     found = _experts(state, values, samples, times[None, :], about.step)
     days = np.floor(_days(state, about.step))
     fresh = _scaled(state, normal)[:, -samples:]
-    state = _peaked(state, found, normal[:, -samples:], times)
+    state = _peaked(state, found, normal[:, -samples:], times, about.kind)
     state = _counted(state, found.magnitudes(), normal[:, -samples:])
     for day in np.unique(times // season.DAY):
         own = times // season.DAY == day
         state["profile"] = season.learnt(state["profile"], days, fresh[:, own], times[own], about.step)
     state["still"] = _followed(state["still"], windows.still(values)[:, -samples:])
     state["gap"] = _followed(state["gap"], windows.missing(values)[:, -samples:])
+    state["idle"] = _followed(state["idle"], _idle(state, normal[:, -samples:], found.hour))
     return _climbed(_of_step(state, about.step), values[:, -samples:], normal[:, -samples:])
 
 
@@ -365,7 +410,9 @@ def _followed(usual: Floats, lengths: Floats) -> Floats:
     """Move a quantile by how many samples were above it."""
     above = (lengths > usual[:, None]).mean(axis=1) - tails.SHARE
     pace = lengths.shape[1] / 60
-    return np.asarray(np.maximum(usual, 1) * np.exp(np.minimum(above * pace, 1.0)) - np.maximum(1 - usual, 0))
+    moved = np.maximum(usual, 1) * np.exp(np.minimum(above * pace, 1.0)) - np.maximum(1 - usual, 0)
+    # Below nothing, nothing would be above it.
+    return np.asarray(np.maximum(moved, 0.0))
 
 
 def _with_kin(state: State, siblings: npt.NDArray[np.intp]) -> State:

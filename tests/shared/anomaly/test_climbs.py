@@ -119,18 +119,23 @@ def test_a_piece_of_which_half_is_missing_has_no_low() -> None:
     assert np.isnan(climbs.lows(values)).tolist() == [[True, False]]
 
 
-def test_what_there_is_on_each_day_is_usual() -> None:
+def bursting(days: tuple[int, ...], kind: SignalKind) -> float:
+    """Score a burst on the fifth day, after bursts on some of the four days before."""
     values = 100 * noise()
     bursts = np.random.default_rng(5).integers(0, DAY - 20, 5) + DAY * np.arange(5)
-    for start in bursts:
-        values[start : start + 10] = 300
+    for day in (*days, 4):
+        values[bursts[day] : bursts[day] + 10] = 300
     at = int(bursts[4]) + 5
-    recent, when = values[None, at - DETECTOR.window : at], about("traffic", np.nan, at - 1)
     # The day that has begun is not over, and does not count.
     begun = KNOWN + 5
-    known = DETECTOR.learn(values[None, :begun], about("traffic", np.nan, begun - 1))
-    quiet = values[:begun].copy()
-    for start in bursts[1:3]:
-        quiet[start : start + 10] = 100
-    other = DETECTOR.learn(quiet[None], about("traffic", np.nan, begun - 1))
-    assert DETECTOR.score(known, recent, when).score[0] < 1 < DETECTOR.score(other, recent, when).score[0]
+    state = DETECTOR.learn(values[None, :begun], about(kind, np.nan, begun - 1))
+    recent = values[None, at - DETECTOR.window : at]
+    return float(DETECTOR.score(state, recent, about(kind, np.nan, at - 1)).score[0])
+
+
+def test_what_there_is_on_two_days_of_five_is_usual() -> None:
+    assert bursting((0, 3), "traffic") < 1 < bursting((3,), "traffic")
+
+
+def test_of_a_gauge_only_what_there_is_on_each_day_is_usual() -> None:
+    assert bursting((0, 1, 2, 3), "gauge") < 1 < bursting((0, 3), "gauge")

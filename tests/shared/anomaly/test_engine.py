@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kreflex.anomaly import tails
-from kreflex.anomaly.detector import CLASSES, About, Detector, Floats
+from kreflex.anomaly.detector import CLASSES, About, Detector, Floats, SignalKind
 from kreflex.anomaly.engine import Calibrated
 
 DETECTOR: Detector = Calibrated()
@@ -97,10 +97,59 @@ def test_a_series_that_often_rests_says_nothing_by_resting() -> None:
     assert not found(np.full(40, resting[0, -1]), resting)[0]
 
 
+def bursts() -> Floats:
+    """What is many times its level now and then, so that its level is small beside its tail."""
+    return np.asarray(10 * (1 + np.random.default_rng(4).pareto(1.5, (1, 3000))))
+
+
+def test_nearly_nothing_for_a_while_is_a_dropout_however_high_the_bursts_are() -> None:
+    assert [found(np.full(minutes, 0.1), bursts())[:2] for minutes in (5, 6)] == [(False, "anomaly"), (True, "dropout")]
+
+
+def test_nothing_is_no_dropout_of_what_has_often_nothing_to_do() -> None:
+    resting = bursts()
+    resting[:, np.arange(3000) % 100 < 25] = 0
+    assert not found(np.full(12, 0.1), resting)[0]
+
+
+def test_a_dropout_is_one_after_hours_of_learning_that_there_was_none() -> None:
+    state, past = DETECTOR.learn(bursts(), ABOUT), bursts()[:, : WINDOW + 59]
+    for _ in range(5):
+        state = DETECTOR.update(state, past, ABOUT)
+    assert (state["idle"][0], state["gap"][0]) == (0, 0)
+    recent = np.concatenate((past, np.full((1, 6), 0.1)), axis=1)[:, -WINDOW:]
+    assert CLASSES[DETECTOR.score(state, recent, ABOUT).kind[0]] == "dropout"
+
+
+def test_a_dropout_that_was_known_not_to_be_normal_is_not_learnt() -> None:
+    past = bursts()
+    past[:, 2000:2025] = 0
+    excluded = past == 0
+    assert [DETECTOR.learn(past, ABOUT, one)["idle"][0] > 0 for one in (None, excluded)] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["errors", "gauge", "latency", "saturation"])
+def test_only_of_what_is_at_work_is_a_while_of_nothing_a_dropout(kind: SignalKind) -> None:
+    assert found(np.full(8, 0.1), bursts(), replace(ABOUT, kind=kind))[:2] == (False, "anomaly")
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "quota"])
+def test_what_can_run_out_is_told_when_it_rises_and_not_when_it_falls(kind: SignalKind) -> None:
+    about, past = replace(ABOUT, kind=kind), noise(level=100.0)
+    assert [found(np.full(3, value), past, about)[0] for value in (40.0, 160.0)] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "quota"])
+def test_a_jump_by_less_than_a_hundredth_tells_nothing_of_what_can_run_out(kind: SignalKind) -> None:
+    past, jump = 1000 + noise(level=0.0) / 10, np.full(3, 1005.0)
+    assert [found(jump, past, one)[0] for one in (ABOUT, replace(ABOUT, kind=kind))] == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["memory", "traffic"])
 @pytest.mark.parametrize("past", ODD)
 @pytest.mark.parametrize("recent", ODD)
-def test_says_nothing_unsound_of_odd_samples(past: str, recent: str) -> None:
-    about = replace(ABOUT, kind="memory", limit=np.array([10.0]))
+def test_says_nothing_unsound_of_odd_samples(past: str, recent: str, kind: SignalKind) -> None:
+    about = replace(ABOUT, kind=kind, limit=np.array([10.0]))
     state = DETECTOR.learn(ODD[past][None], about)
     grown = DETECTOR.update(state, ODD[recent][None, : WINDOW + 59], about)
     for one in (state, grown):
