@@ -5,6 +5,8 @@ series-day. The same kinds of series with a fault tell which share is found in t
 name, as the Anomaly would have it: an episode goes by the name that it had first in its family. `named_later` is the
 share of which the Anomaly's signals say so later on: of a level shift the first sample is a spike.
 
+`KREFLEX_ANOMALY_SALT` makes other series of the same kinds: nothing was chosen by those of a salt that is new.
+
 They are made, so they say how a detector does what it is meant for, and nothing of what clusters are like. All that is
 chosen by series that others have recorded is in `python -m bench anomaly`.
 """
@@ -12,6 +14,7 @@ chosen by series that others have recorded is in `python -m bench anomaly`.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import zlib
 from collections import Counter
@@ -31,6 +34,7 @@ HISTORY, HEALTHY, BROKEN = 5 * DAY, 2 * DAY, DAY + 10 * 60
 SERIES, FAULTY = 40, 10
 STEP, WANTED = 60.0, 0.05
 HOUR = 60
+SALT = os.environ.get("KREFLEX_ANOMALY_SALT", "")
 END = 1_700_000_000 // 86_400 * 86_400.0
 # What has to hold. False alarms are those per series-day of all series, and of one class among those that may have it.
 MOST, MOST_OF_A_CLASS = 0.08, 0.05
@@ -125,12 +129,16 @@ def _broken(figures: dict[str, Any]) -> list[str]:
 
 
 def made(shape: Shape, series: int, scored_: int, salt: str = "") -> Batch:
-    """Make series of a shape: the same in each run."""
-    rng = np.random.default_rng(zlib.crc32(f"{shape.name}/{salt}".encode()))
+    """Make series of a shape: the same in each run with the same salt."""
+    rng = _dice(f"{shape.name}/{salt}")
     values = np.stack([shape.make(rng, HISTORY + scored_) for _ in range(series)])
     if shape.limit is None:
         return Batch(shape, values, None)
     return Batch(shape, values, values.max(axis=1) * rng.uniform(*shape.limit, series))
+
+
+def _dice(name: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(f"{name}{SALT}".encode()))
 
 
 def _tally(fault: Fault, series: int) -> Tally:
@@ -138,7 +146,7 @@ def _tally(fault: Fault, series: int) -> Tally:
     for name in fault.shapes:
         shape = next(one for one in SHAPES if one.name == name)
         batch = made(shape, series, BROKEN, fault.name)
-        rng = np.random.default_rng(zlib.crc32(f"{fault.name}/{name}".encode()))
+        rng = _dice(f"{fault.name}/{name}")
         values, spans = batch.values.copy(), []
         for row in range(series):
             at = HISTORY + int(rng.uniform(2 * HOUR, 6 * HOUR))
