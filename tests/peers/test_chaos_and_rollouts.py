@@ -18,7 +18,7 @@ from lab.rollouts import PAUSE, weight
 from tests import kit
 from tests.cluster import chaos
 
-STEP = kit.ROOT / "knative" / "chaos-runner" / "canary-step"
+STEP = kit.ROOT / "triggers" / "canary-step"
 
 
 @pytest.fixture(scope="module")
