@@ -565,6 +565,18 @@ async def test_an_object_whose_experiment_nobody_can_read_is_taken_back_when_its
     assert (await left(api), image(api)) == ([], "shop:1")
 
 
+async def test_the_turn_of_an_experiment_that_is_over_is_given_back() -> None:
+    """The Lease of a process that was stopped in the middle of its write."""
+    path = "/apis/coordination.k8s.io/v1/namespaces/shop/leases/kreflex-chaos"
+    lease: JSON = {
+        "metadata": {"namespace": "shop", "name": "kreflex-chaos", "uid": "u-l", "resourceVersion": "1"},
+        "spec": {"holderIdentity": "kreflex-chaos/storm/u-1"},
+    }
+    for phase, stays in (("Done", False), ("Running", True), ("Pending", True)):
+        api = cluster(storm({"phase": phase}), **{path: copy.deepcopy(lease)})
+        assert (await left(api), path in api.objects) == ([], stays)
+
+
 async def test_what_is_left_is_found_though_another_namespace_goes_or_is_not_there() -> None:
     api = cluster(storm({"phase": "Done"}), marked())
     world = World(Reader(api, ("gone", "shop", "shut")), CannedMetrics(), "chaos-runner")

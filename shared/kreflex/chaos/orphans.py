@@ -7,7 +7,7 @@ middle of its write and goes on after all was taken back.
 from __future__ import annotations
 
 from kreflex.audit import log
-from kreflex.chaos import engines
+from kreflex.chaos import engines, turns
 from kreflex.chaos.engines import PLURALS
 from kreflex.chaos.experiments import INJECTED, PRIOR, REVERT_BY, Experiments, Injection
 from kreflex.chaos.faults import Changing, Hands
@@ -55,6 +55,8 @@ class Orphans:
             if INJECTED in (body["metadata"].get("annotations") or {})
         ]
         told = [await self._one(kind, body) for body in found]
+        if kind == "Lease":
+            await turns.clear(namespace, self._experiments, self._world.cluster, self._writer)
         return [text for text in told if text]
 
     def _places(self, kind: str) -> tuple[str, ...]:

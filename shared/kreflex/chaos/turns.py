@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from kreflex.chaos.experiments import Experiment
+from kreflex.chaos.experiments import FINAL, FINALIZER, Experiment, Experiments
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ConflictError, GoneError
 from kreflex.rule import Check, Rule
@@ -56,6 +56,19 @@ async def give_back(experiment: Experiment, reader: Reader, writer: Writer) -> N
     body = await reader.get(f"{path}/{NAME}")
     if body is not None and (body.get("spec") or {}).get("holderIdentity") == _holder(experiment):
         await _remove(body, path, writer)
+
+
+async def clear(namespace: str, experiments: Experiments, reader: Reader, writer: Writer) -> None:
+    """Remove the turns of experiments that are over: a write that came late, after all was given back."""
+    path = f"/apis/{_API}/v1{f'/namespaces/{namespace}' if namespace else ''}/leases"
+    async for body in reader.list(path, fieldSelector=f"metadata.name={NAME}"):
+        holder, where = (body.get("spec") or {}).get("holderIdentity") or "", body["metadata"]["namespace"]
+        name, _, uid = holder.removeprefix(HOLDER).rpartition("/")
+        if not holder.startswith(HOLDER) or not name:
+            continue
+        found = await experiments.get(where, name)
+        if found is None or found.uid != uid or (found.status.phase in FINAL and FINALIZER not in found.finalizers):
+            await _remove(body, _path(where), writer)
 
 
 async def _remove(body: JSON, path: str, writer: Writer) -> None:
