@@ -11,7 +11,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
-from bench.chaos_lane import FOLDER, HOME, Ground, Story, differences, due, late
+from bench.chaos_lane import FOLDER, HOME, OVER, Ground, Story, differences, due, late
 from bench.rig import Json
 from bench.stage import Process
 from kreflex.burn import TAG
@@ -72,8 +72,8 @@ async def play(plane: ControlPlane, client: aiohttp.ClientSession, ports: Ports,
         try:
             runs = [Run(plane, story) for story in stories]
             await asyncio.gather(*(run.begin() for run in runs))
-            wakes = [asyncio.create_task(run.wake(client, process.url)) for run in runs]
-            await asyncio.gather(*(eventually(run.hit, f"the fault of {run}", 20, 0.2) for run in runs))
+            wakes = [asyncio.create_task(run.wake(client, process.url, prometheus)) for run in runs]
+            await asyncio.gather(*(eventually(run.hit, f"the fault of {run}", 90, 0.2) for run in runs))
             prometheus.errors, begun = 0.5, time.monotonic()
             seconds = await asyncio.gather(*wakes)
             told = await asyncio.gather(*(run.judged() for run in runs))
@@ -107,11 +107,16 @@ class Run:
         await self._plane.api.post(f"/api/v1/namespaces/{HOME}/configmaps", body)
         self._path = await self._ground.begin("burnt", self._story, duration=_DURATION, budget={"slo": "app"})
 
-    async def wake(self, client: aiohttp.ClientSession, url: str) -> float:
-        """Wake chaos-runner once; when that is over."""
+    async def wake(self, client: aiohttp.ClientSession, url: str, prometheus: Prometheus) -> float:
+        """Wake chaos-runner until it is over, but once only after the budget was burnt; when that was."""
         headers, data = due(self._plane, (self._ground.where, "burnt"))
-        async with client.post(url, headers=headers, data=data):
-            return time.monotonic()
+        burnt = False
+        while not burnt and (await self._status()).get("phase") not in OVER:
+            burnt = prometheus.errors > 0
+            async with client.post(url, headers=headers, data=data):
+                pass
+            await asyncio.sleep(0.2)
+        return time.monotonic()
 
     async def hit(self) -> bool:
         """Whether its fault is there."""

@@ -27,7 +27,7 @@ from lab.cluster import ControlPlane
 from lab.ports import Ports
 
 # As many as leave the TTL its time on two cores; one more has the node, of which there is one at a time.
-WIDTH = 5
+WIDTH = 6
 RUNS = 100
 # A step that a run did not come to, as what comes twice by the clock, may come in the next.
 TRIES = 3
