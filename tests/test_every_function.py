@@ -194,7 +194,9 @@ def test_does_not_start_with_rubbish_and_names_all_of_it(folder: Path, monkeypat
     names = ["KUBECONFIG", "PORT", "PROMETHEUS_URL", *callers, *own]
     environment = {**os.environ, **dict.fromkeys(names, "not { a value")}
     command = [sys.executable, "-m", "kreflex", folder.name]
-    answer = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    answer = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert answer.returncode > 0
     assert "Traceback" not in answer.stderr
     assert [name for name in names if f"  {name} " not in answer.stderr] == []
