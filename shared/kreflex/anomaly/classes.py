@@ -83,6 +83,12 @@ class View:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(self.newest - self.experts.hour[:, -1] * self.scale)
 
+    @property
+    def usual(self) -> Floats:
+        """What it usually is at this time of day."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.newest - self.experts.season[:, -1] * self.scale)
+
 
 def leaks(view: View, about: About) -> Floats:
     """Score a rise that goes on and on, of what can be exhausted; 0 where it does not."""
@@ -98,6 +104,14 @@ def leaks(view: View, about: About) -> Floats:
     else:
         slow = np.full(len(slow), _ENDLESS)
     return np.maximum(np.where(_steady(view.values), view.rise / sudden, 0.0), view.climb.more / slow)
+
+
+def at_most_usual(hour: Floats, level: Floats, day: Floats) -> Floats:
+    """Expect what the hour lets expect, but no more than is usual, all in all or at this time of day.
+
+    What is again as it was before an hour of work has not dropped out.
+    """
+    return np.asarray(np.minimum(hour, np.fmax(level, day)))
 
 
 def nearly_nothing(values: Floats, expected: Floats) -> Bools:
@@ -190,7 +204,7 @@ def _dropped(view: View, about: About) -> Bools:
     """Nearly nothing of what was well above nothing."""
     if about.kind not in BUSY | {"gauge"}:
         return np.zeros(len(view.values), bool)
-    expected = np.nan_to_num(view.expected)
+    expected = np.nan_to_num(at_most_usual(view.expected, view.level, view.usual))
     clear = expected > 2 * np.minimum(view.scale, expected)
     return np.asarray((clear | (view.idle >= 1)) & nearly_nothing(view.newest, expected))
 
@@ -222,7 +236,6 @@ def _crossings(view: View) -> Floats:
 def evidence(view: View, leak: Floats, about: About) -> Mapping[str, Floats]:
     """Numbers for people, in the series' own unit."""
     with np.errstate(over="ignore", invalid="ignore"):
-        usual = view.newest - view.experts.season[:, -1] * view.scale
         usually_off = view.high[:, _HOUR] * view.scale
     pace = paces(view, about)
     seconds = np.where(leak > 0, exhausted_in(view, about, pace), np.nan)
@@ -230,7 +243,7 @@ def evidence(view: View, leak: Floats, about: About) -> Mapping[str, Floats]:
     return {
         "value": view.newest,
         "expected": view.expected,
-        "usual_at_this_time": usual,
+        "usual_at_this_time": view.usual,
         "usually_off_by_less_than": np.asarray(usually_off),
         "limit": limit,
         "grows_in_an_hour": np.where(leak > 0, 3600 * pace, np.nan),

@@ -71,6 +71,9 @@ _UNTIMELY = 2.0
 _RESTS, _GAPS, _IDLES = 10.0, 5.0, 5.0
 # However long nearly nothing lasts, it counts no more, so that a person can dismiss it: no threshold is raised above 4.
 _IDLE_ENOUGH = 3.0
+# How long it usually is nearly nothing counts up to here, so that one outage is forgotten within a week of samples a
+# minute apart (exp(0.002 * 168) is 1.4): until then nothing is a dropout.
+_RESTED = 1.39
 # Beyond it, what is between two samples is the season, and not a jump.
 _FINE = 360.0
 _LEAST = 10
@@ -121,7 +124,7 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     rise = np.nan_to_num(found.rise[:, -1] / high[:, RISE] / far)
     here = np.isfinite(values[:, -1])
     climb = _climbing(state, values, about, factor)
-    idle = _idling(state, values, found.hour[:, -1:], about) / far
+    idle = _idling(state, values, found, about) / far
     view = classes.View(values, state["level"], state["scale"], found, high, rise, climb, still, idle)
     leak = classes.leaks(view, about)
     score = np.where(here, np.maximum.reduce((unlike, still, leak, idle)), gone)
@@ -250,11 +253,13 @@ def _lately(values: Floats | Bools) -> Floats:
     return found
 
 
-def _idling(state: State, values: Floats, hour: Floats, about: About) -> Floats:
-    """Score by how long nearly nothing has been left of what the hour lets expect now; 0 where that is usual."""
+def _idling(state: State, values: Floats, found: classes.Found, about: About) -> Floats:
+    """Score by how long nearly nothing has been left of what is expected now; 0 where that is usual."""
     if about.kind not in classes.BUSY or about.step > _FINE:
         return np.zeros(len(values))
-    expected = _expected(state, values[:, -1:], hour)
+    newest = values[:, -1:]
+    hour, day = (_expected(state, newest, found.hour[:, -1:]), _expected(state, newest, found.season[:, -1:]))
+    expected = classes.at_most_usual(hour, state["level"][:, None], day)
     length = windows.runs(~classes.nearly_nothing(values[:, -windows.LOOK :], expected))[:, -1]
     return np.where(state["idle"] < 1, np.minimum(length / _IDLES, _IDLE_ENOUGH), 0.0)
 
@@ -288,7 +293,7 @@ def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     state = _counted(state, found.magnitudes(), normal)
     state["still"] = _usual(windows.still(values))
     state["gap"] = _usual(windows.missing(values))
-    state["idle"] = _usual(_idle(state, normal, hour))
+    state["idle"] = min(_usual(_idle(state, normal, hour)), _RESTED)
     state = _peaked(state, found, normal, times, about.kind)
     return _climbed(state, values, normal)
 
@@ -392,7 +397,8 @@ def _grown(state: State, values: Floats, known: int, about: About, excluded: Boo
         state["profile"] = season.learnt(state["profile"], days, fresh[:, own], times[own], about.step)
     state["still"] = _followed(state["still"], windows.still(values)[:, -samples:])
     state["gap"] = _followed(state["gap"], windows.missing(values)[:, -samples:])
-    state["idle"] = _followed(state["idle"], _idle(state, normal[:, -samples:], found.hour))
+    idle = _followed(state["idle"], _idle(state, normal[:, -samples:], found.hour))
+    state["idle"] = np.minimum(idle, _RESTED)
     return _climbed(_of_step(state, about.step), values[:, -samples:], normal[:, -samples:])
 
 

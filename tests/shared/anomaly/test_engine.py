@@ -112,6 +112,13 @@ def test_nothing_is_no_dropout_of_what_has_often_nothing_to_do() -> None:
     assert not found(np.full(12, 0.1), resting)[0]
 
 
+def test_what_is_again_as_it_was_before_a_batch_is_no_dropout() -> None:
+    past = bursts() / 500
+    batch = np.full(45, 1.0) + noise(samples=45, level=0.0)[0] / 50
+    told = [found(np.concatenate((batch, past[0, :minutes])), past)[:2] for minutes in range(1, 40)]
+    assert [name for flag, name in told if flag] == []
+
+
 def test_a_dropout_is_one_after_hours_of_learning_that_there_was_none() -> None:
     state, past = DETECTOR.learn(bursts(), ABOUT), bursts()[:, : WINDOW + 59]
     for _ in range(5):
@@ -119,6 +126,18 @@ def test_a_dropout_is_one_after_hours_of_learning_that_there_was_none() -> None:
     assert (state["idle"][0], state["gap"][0]) == (0, 0)
     recent = np.concatenate((past, np.full((1, 6), 0.1)), axis=1)[:, -WINDOW:]
     assert CLASSES[DETECTOR.score(state, recent, ABOUT).kind[0]] == "dropout"
+
+
+def test_an_outage_that_was_learnt_makes_deaf_for_dropouts_for_a_week_and_no_longer() -> None:
+    past = np.tile(bursts(), 4)[:, :10_080]
+    past[:, 5000:5035] = 0
+    state, calm = DETECTOR.learn(past, ABOUT), past[:, : WINDOW - 1 + 1440]
+    recent = np.concatenate((calm, np.full((1, 8), 0.1)), axis=1)[:, -WINDOW:]
+    told = []
+    for _ in range(9):
+        told.append(CLASSES[DETECTOR.score(state, recent, ABOUT).kind[0]] == "dropout")
+        state = DETECTOR.update(state, calm, ABOUT)
+    assert told == [False] * 7 + [True] * 2
 
 
 def test_a_dropout_that_was_known_not_to_be_normal_is_not_learnt() -> None:
