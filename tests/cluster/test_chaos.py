@@ -223,6 +223,8 @@ async def test_does_not_begin_and_says_why(shop: kit.Place, runner: Runner) -> N
     assert (await refusal(runner, shop, fault={"kind": "Cordon"}))[:2] == ("Refused", "Scope")
     with pytest.raises(Refused, match="begin and end are the same: a whole day is from 00:00 to 24:00"):
         await refusal(runner, shop, **kill, hours={"begin": "00:00", "end": "00:00"})
+    with pytest.raises(Refused, match="begin and end are the same"):
+        await refusal(runner, shop, **kill, hours={"begin": "16:00"})
     assert (await refusal(runner, shop, **kill, hours={"days": [in_three_days()]}))[:2] == ("Pending", "Hours")
     assert (await refusal(runner, shop, **kill, withoutBudget=None))[:2] == ("Pending", "ErrorBudget")
     await shop.policy(mode="DryRun")

@@ -260,6 +260,7 @@ async def test_says_what_hours_mean_and_what_is_wrong_with_them() -> None:
     )
     for hours, told in (
         ({"begin": "09:00", "end": "09:00"}, "begin and end are the same: a whole day is from 00:00 to 24:00"),
+        ({"begin": "16:00"}, "begin and end are the same: a whole day is from 00:00 to 24:00"),
         ({"begin": "24:00"}, "should match pattern"),
         ({"days": []}, "at least 1 item"),
         ({"days": ["Monday"]}, "Input should be 'Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat' or 'Sun'"),

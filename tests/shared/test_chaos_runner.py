@@ -184,6 +184,21 @@ class Impatient(PatchedApi):
         return super()._written(method, path, body, options)
 
 
+async def test_what_a_newer_version_has_written_into_the_status_keeps_nothing_from_its_end() -> None:
+    new = {"news": "of a newer version"}
+    late = LATE | {
+        "injected": [injection() | new],
+        "past": [{"since": stamp(NOW), "until": stamp(NOW)} | new],
+        "probes": [{"name": "p", "turns": [{"at": stamp(NOW), "ok": True} | new]} | new],
+        "remediation": {"record": "x"} | new,
+        "budget": [{"at": stamp(NOW), "left": 1} | new],
+        "timeline": [{"at": stamp(NOW), "word": "began", "text": ""} | new],
+    }
+    api = cluster(storm(late | new), marked())
+    status = await go_on(api)
+    assert (image(api), status.phase) == ("shop:1", "Done")
+
+
 async def test_a_wish_to_stop_is_heard_by_whoever_is_at_work() -> None:
     api = Impatient(cluster(storm(running(nextRoundAt=stamp(NOW), rounds=0))).objects)
     status = await go_on(api)
@@ -489,7 +504,7 @@ async def test_a_rollout_is_changed_and_as_before_in_the_end() -> None:
     api = cluster(storm(targets=OF_ROLLOUTS, duration="1s"), **{ROLLOUT: before})
     status = await go_on(api)
     changed = [call for call in api.writes if "rollouts" in call]
-    assert ([one.target.kind for one in status.injected], len(changed)) == (["Rollout"], 2)
+    assert ([(one.target.kind, one.stable) for one in status.injected], len(changed)) == ([("Rollout", "a")], 2)
     assert (status.phase, status.verdict, status.injected[0].state) == ("Done", "Passed", "Reverted"), status
     after = api.objects[ROLLOUT]
     assert after["spec"] == before["spec"]
@@ -519,22 +534,116 @@ async def test_a_rollout_that_is_not_at_rest_is_not_touched(spec: JSON, status: 
     assert not any("rollouts" in call for call in api.writes)
 
 
+def hit_rollout(name: str = "cart", **more: Any) -> JSON:
+    """What was done to a Rollout whose stable version was a."""
+    target = {**injection()["target"], "kind": "Rollout", "apiVersion": "argoproj.io/v1alpha1", "name": name}
+    begun = stamp(NOW - timedelta(seconds=50))
+    return injection(**{"injectedAt": begun, "stable": "a", "target": target, **more})
+
+
+def broken_rollout(name: str = "cart", **status: Any) -> JSON:
+    """A Rollout as the experiment has made it."""
+    meta = {**marked()["metadata"], "name": name, "generation": 3}
+    return {**rollout(status=status), "metadata": meta, "spec": marked()["spec"]}
+
+
+def taking_back(*hits: JSON, **status: Any) -> JSON:
+    begun = {"phase": "Reverting", "revertingAt": stamp(NOW), "injected": [*hits], **status}
+    return storm(running(**begun), targets=OF_ROLLOUTS)
+
+
+UNSEEN: JSON = {"observedGeneration": "2"}
+
+
 async def test_a_rollout_is_as_before_when_argo_has_seen_that() -> None:
-    hit = injection(target={**injection()["target"], "kind": "Rollout", "apiVersion": "argoproj.io/v1alpha1"})
-    blind = {**rollout(status={"observedGeneration": "2"}), "metadata": {**marked()["metadata"], "generation": 3}}
-    blind["spec"] = marked()["spec"]
-    reverting = running(phase="Reverting", injected=[hit])
-    api = cluster(storm(reverting, targets=OF_ROLLOUTS), **{ROLLOUT: blind})
+    api = cluster(taking_back(hit_rollout()), **{ROLLOUT: broken_rollout(**UNSEEN)})
+    api.watch.moment += timedelta(seconds=30)
     status = await go_on(api)
-    assert (status.phase, status.injected[0].note) == (
-        "Reverting",
-        "its fields are as before, but Argo has not seen that yet",
-    )
+    unseen = "its fields are as before, but Argo has not seen that yet"
+    assert (status.phase, status.injected[0].note) == ("Reverting", unseen)
     api.objects[ROLLOUT]["status"]["observedGeneration"] = "3"
     api.watch.moment += timedelta(minutes=1)
     status = await go_on(api)
-    assert (status.phase, status.injected[0].state) == ("Done", "Reverted")
+    assert (status.phase, status.injected[0].state, status.injected[0].note) == ("Done", "Reverted", "Argo has seen it")
     assert api.objects[ROLLOUT]["spec"] == rollout()["spec"]
+
+
+async def test_all_rollouts_are_put_back_before_argo_is_waited_for_and_a_moment_of_that_is_not_told() -> None:
+    other = ROLLOUT.replace("cart", "bank")
+    both = {ROLLOUT: broken_rollout(**UNSEEN), other: broken_rollout("bank", **UNSEEN)}
+    api = cluster(taking_back(hit_rollout(), hit_rollout("bank")), **both)
+    api.each = timedelta(milliseconds=900)
+    status = await go_on(api)
+    assert [call for call in api.writes if "rollouts" in call] == [f"PATCH {other}", f"PATCH {ROLLOUT}"]
+    assert [line.word for line in status.timeline] == []
+    for path in both:
+        api.objects[path]["status"]["observedGeneration"] = "3"
+    api.watch.moment += timedelta(minutes=1)
+    status = await go_on(api)
+    assert (status.phase, [one.state for one in status.injected]) == ("Done", ["Reverted", "Reverted"])
+    assert [line.word for line in status.timeline] == ["reverted", "reverted", "verdict"]
+
+
+async def test_others_stay_away_while_many_things_are_put_back() -> None:
+    """Each takes 16 seconds here, and an attempt has 30 of them."""
+    names = ["cart", "bank", "shop"]
+    many = {ROLLOUT.replace("cart", name): broken_rollout(name, **UNSEEN) for name in names}
+    just_now = stamp(NOW + timedelta(minutes=2))
+    api = cluster(taking_back(*map(hit_rollout, names), revertingAt=just_now), **many)
+    api.each = timedelta(seconds=4)
+    await go_on(api)
+    wrote = [call.rpartition("/")[2] for call in api.writes]
+    assert wrote == ["status", "shop", "status", "bank", "status", "cart", "status"]
+
+
+async def test_what_argo_never_looks_at_is_told_to_people_and_never_taken_for_proven() -> None:
+    over = {"revertBy": stamp(NOW - timedelta(minutes=1))}
+    api = cluster(taking_back(hit_rollout(**over), **over), **{ROLLOUT: broken_rollout(**UNSEEN)})
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state) == ("Reverting", "Injected")
+    assert status.injected[0].note == (
+        "its fields are as before, but Argo has not seen that yet: see that its controller runs, and change an"
+        " annotation of the Rollout, so that it looks again"
+    )
+    assert sum(call.endswith("/events") for call in api.writes) == 1
+
+
+@pytest.mark.parametrize(
+    ("hit", "status", "phase"),
+    [
+        (hit_rollout(), {"currentPodHash": "c", "stableRS": "b"}, "Reverting"),
+        (hit_rollout(), {"currentPodHash": "c", "stableRS": "c"}, "Done"),
+        (hit_rollout(), {"currentPodHash": "c", "stableRS": "a"}, "Done"),
+        (hit_rollout(stable=""), {"currentPodHash": "c", "stableRS": "a"}, "Reverting"),
+    ],
+)
+async def test_what_was_changed_and_has_become_stable_is_not_taken_back_by_its_fields(
+    hit: JSON, status: JSON, phase: str
+) -> None:
+    """As when the steps of the Rollout end before the fault does. Another's release since then is his."""
+    api = cluster(taking_back(hit), **{ROLLOUT: broken_rollout(**status)})
+    found = await go_on(api)
+    assert found.phase == phase, found
+    if phase == "Reverting":
+        assert found.injected[0].note == (
+            "what was changed had become stable, so Argo releases what is put back: version c is being rolled out, and"
+            f" {status['stableRS']} is the stable one: promote it if it waits, or retry it"
+        )
+        assert sum(call.endswith("/events") for call in api.writes) == 1
+
+
+async def test_a_run_ends_though_rollouts_are_served_no_more_when_its_time_is_over() -> None:
+    api = cluster(taking_back(hit_rollout()), **{ROLLOUT: broken_rollout()})
+    api.broken["argoproj.io"] = OutageError("the API server does not serve this resource now", 404)
+    assert (await go_on(api)).phase == "Reverting"
+    api.watch.moment += timedelta(minutes=10)
+    status = await go_on(api)
+    assert (status.phase, status.injected[0].state, status.injected[0].note) == (
+        "Done",
+        "Gone",
+        "Rollouts are served no more",
+    )
+    assert (status.reason or "").endswith("but for Rollout shop/cart")
 
 
 async def test_an_experiment_on_rollouts_says_what_does_not_fit() -> None:

@@ -178,6 +178,9 @@ class Expects(Part):
 
 Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
+_BEGIN, _END = "09:00", "16:00"
+# Of what is left out, the API server knows no default.
+_SOME_TIME = f"(has(self.begin) ? self.begin : '{_BEGIN}') != (has(self.end) ? self.end : '{_END}')"
 _NO_TIME = "begin and end are the same: a whole day is from 00:00 to 24:00"
 
 
@@ -185,18 +188,14 @@ class Hours(Part):
     """When an experiment may begin, by the clocks of a zone. If it ends before it begins, it goes on past midnight."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {"rule": "!has(self.begin) || !has(self.end) || self.begin != self.end", "message": _NO_TIME}
-            ]
-        }
+        json_schema_extra={"x-kubernetes-validations": [{"rule": _SOME_TIME, "message": _NO_TIME}]}
     )
 
     days: tuple[Day, ...] = Field(
         DAYS[:5], min_length=1, max_length=7, description="The days of `begin`; what is past midnight belongs to them."
     )
-    begin: str = Field("09:00", pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
-    end: str = Field("16:00", pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", description="24:00 is midnight, too.")
+    begin: str = Field(_BEGIN, pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
+    end: str = Field(_END, pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", description="24:00 is midnight, too.")
     zone: str = Field("UTC", min_length=1, max_length=64, description="As Europe/Berlin.")
 
     @model_validator(mode="after")
@@ -283,7 +282,13 @@ def _misplaced(kind: FaultKind, targets: Targets) -> list[str]:
     return told
 
 
-class Injection(Part):
+class Noted(Part):
+    """A part of the status. What a newer version has added to it keeps this one from nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Injection(Noted):
     """One thing that was done to one object, or is about to be."""
 
     fault: FaultKind
@@ -294,6 +299,7 @@ class Injection(Part):
     moves: tuple[str, ...] = Field(
         (), max_length=PLACES, description="Of a fault on nodes: the namespaces of the pods there."
     )
+    stable: str = Field("", max_length=63, description="Of a Rollout: the version that was stable before it.")
     state: State = "Intended"
     intended_at: Time
     injected_at: Time | None = None
@@ -307,6 +313,11 @@ class Injection(Part):
         return self.state in {"Intended", "Injected"}
 
     @property
+    def spared(self) -> bool:
+        """True for what was not hit after all. Who has died before he noted it may have hit it."""
+        return self.state == "Injected" and self.injected_at is None
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Name the nodes that are hit: the target, or what an engine was told to hit."""
         if self.fault == "Engine":
@@ -314,7 +325,7 @@ class Injection(Part):
         return (self.target.name,) if self.target.kind == "Node" else ()
 
 
-class Span(Part):
+class Span(Noted):
     """From when to when a run was, and what it broke beside what is in its namespace."""
 
     since: Time
@@ -323,7 +334,7 @@ class Span(Part):
     namespaces: tuple[str, ...] = Field((), max_length=PLACES)
 
 
-class Turn(Part):
+class Turn(Noted):
     """From when on a probe passed, or failed."""
 
     at: Time
@@ -331,7 +342,7 @@ class Turn(Part):
     said: str = Field("", max_length=200)
 
 
-class Probed(Part):
+class Probed(Noted):
     """How a probe went."""
 
     name: str
@@ -346,7 +357,7 @@ class Probed(Part):
     turns: tuple[Turn, ...] = Field((), max_length=TURNS)
 
 
-class Healed(Part):
+class Healed(Noted):
     """What the platform did about the fault by itself."""
 
     record: str = ""
@@ -358,7 +369,7 @@ class Healed(Part):
     because: str = Field("", max_length=500)
 
 
-class Line(Part):
+class Line(Noted):
     """One thing that happened."""
 
     at: Time
@@ -366,7 +377,7 @@ class Line(Part):
     text: str = Field(max_length=500)
 
 
-class Level(Part):
+class Level(Noted):
     """What was left of the error budget."""
 
     at: Time
@@ -374,10 +385,8 @@ class Level(Part):
     burning: str = "none"
 
 
-class ExperimentStatus(Part):
+class ExperimentStatus(Noted):
     """How far it is. Written by chaos-runner only."""
-
-    model_config = ConfigDict(extra="ignore")
 
     phase: Phase = "Pending"
     guard: str | None = None

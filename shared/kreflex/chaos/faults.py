@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ from kreflex.chaos.experiments import (
 from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses, restless
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
-from kreflex.errors import ApiError, ConflictError, GoneError, KreflexError
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, OutageError
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
@@ -39,9 +38,9 @@ from kreflex.upkeep import Drain
 from kreflex.views import JSON, Pod, controller_of, pod_view
 
 _MOST_PRIOR = 60_000
-_INVALID = 422
-# Argo needs a moment to see a change.
-_LOOKS, _BETWEEN_LOOKS = 10, 0.2
+_INVALID, _UNKNOWN = 422, 404
+# What `Back.state` is while a controller has not looked yet.
+WAITS = "Waits"
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ async def _same(injection: Injection, reader: Reader) -> JSON:
 
 
 class OfWorkload(Changing):
-    """Changes a workload. Of a Rollout, Argo has to have seen what is put back."""
+    """Changes a workload. Of a Rollout, Argo has to have taken up what is put back."""
 
     def fits(self, injection: Injection, body: JSON) -> None:
         """Leave a Rollout alone that is not at rest."""
@@ -209,19 +208,38 @@ class OfWorkload(Changing):
             raise UnfitError(why)
 
     async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
-        """Put the fields back; a Rollout's are when Argo has seen them, or when it had all the time there is."""
-        back = await super().revert(mark, injection, hands)
-        if not back.proven or back.state == "Gone" or injection.target.kind != "Rollout":
-            return back
-        for _ in range(_LOOKS):
+        """Put the fields back; a Rollout's are when Argo runs nothing of ours as its stable version."""
+        if injection.target.kind != "Rollout":
+            return await super().revert(mark, injection, hands)
+        try:
+            back = await super().revert(mark, injection, hands)
             body = await hands.reader.get(place_of(injection.target.ref))
-            if body is None or progress_of(body).observed:
-                return back
-            await asyncio.sleep(_BETWEEN_LOOKS)
-        # Its controller may miss what others write right after a write of its own, until it writes again
-        # (writeBackToInformer in github.com/argoproj/argo-rollouts, rollout/controller.go).
+        except OutageError as error:
+            # Until its time is over it may be that the API server only does not know the kind yet.
+            if error.status != _UNKNOWN or isinstance(error, DeniedError) or hands.now() <= injection.revert_by:
+                raise
+            return Back(proven=True, state="Gone", note="Rollouts are served no more")
+        if not back.proven or back.state != "Reverted" or injection.spared or body is None:
+            return back
+        return _taken_up(back, body, injection, hands.now())
+
+
+def _taken_up(back: Back, body: JSON, injection: Injection, now: datetime) -> Back:
+    """Tell what Argo has made of a Rollout whose fields are as before."""
+    progress = progress_of(body)
+    if not progress.observed:
         told = "its fields are as before, but Argo has not seen that yet"
-        return replace(back, proven=hands.now() > injection.revert_by, note=f"{back.note} {told}".strip())
+        if now <= injection.revert_by:
+            return Back(proven=False, state=WAITS, note=told)
+        # Its controller may miss what others write right after a write of its own, until somebody writes again
+        # (writeBackToInformer in github.com/argoproj/argo-rollouts, rollout/controller.go).
+        how = "see that its controller runs, and change an annotation of the Rollout, so that it looks again"
+        return Back(proven=False, state="Stuck", note=f"{told}: {how}")
+    # While the version that was stable still is, what was changed was never more than a trial.
+    if progress.stable not in {injection.stable, progress.trial}:
+        told = f"what was changed had become stable, so Argo releases what is put back: {restless(body)}"
+        return Back(proven=False, state="Stuck", note=f"{told}: promote it if it waits, or retry it"[:500])
+    return replace(back, note="Argo has seen it") if injection.injected_at else back
 
 
 class Kill(Act):
@@ -394,6 +412,7 @@ async def intent(experiment: Experiment, body: JSON, kind: str, now: datetime, h
         round=status.rounds,
         prior=await act.prior(experiment, body, hands),
         moves=await act.moves(body, hands),
+        stable=progress_of(body).stable if kind == "Rollout" else "",
         intended_at=now,
         revert_by=status.revert_by,
     )

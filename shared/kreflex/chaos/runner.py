@@ -35,7 +35,7 @@ from kreflex.chaos.experiments import (
     Span,
     Verdict,
 )
-from kreflex.chaos.faults import Act, Back, Hands, TooMuchError, act_of, intent
+from kreflex.chaos.faults import WAITS, Act, Back, Hands, TooMuchError, act_of, intent
 from kreflex.chaos.healing import healed_by
 from kreflex.chaos.news import tell
 from kreflex.chaos.probes import Eyes, Seen, noted
@@ -69,6 +69,8 @@ _STUBBORN = timedelta(minutes=10)
 _FRESH = timedelta(minutes=10)
 _PAST = 20
 _FORBIDDEN = 403
+# So long nobody is told that a controller has not looked yet at what is put back.
+_UNTOLD = timedelta(seconds=10)
 # So long the end of an experiment is told to whoever asks.
 _NEWS = timedelta(seconds=30)
 
@@ -526,17 +528,30 @@ class Runner:
 
     async def _revert(self, held: Experiment) -> tuple[Experiment, timedelta | None]:
         """Take back what is open, the last one first; what can't be is tried again, for as long as it takes."""
-        stuck = False
+        stuck = waits = False
+        untold_until = (held.status.reverting_at or self.now()) + _UNTOLD
         for index in reversed(range(len(held.status.injected))):
             one = held.status.injected[index]
-            if one.open:
-                back = await self._take_back(held, one)
-                stuck |= not back.proven
-                held = await self._noted(held, index, back)
+            if not one.open:
+                continue
+            held = await self._still_at_work(held)
+            back = await self._take_back(held, one)
+            if back.state == WAITS and self.now() < untold_until:
+                # All are put back before any is waited for.
+                waits = True
+                continue
+            stuck |= not back.proven
+            held = await self._noted(held, index, back)
         if stuck:
             until = held.status.revert_by
             return held, RECHECK if until is not None and self.now() > until + _STUBBORN else AGAIN
-        return await self._afterwards(held)
+        return (held, _STEP) if waits else await self._afterwards(held)
+
+    async def _still_at_work(self, held: Experiment) -> Experiment:
+        """Keep others away while many things are taken back of which there is nothing to note yet."""
+        until = held.status.deadline
+        late = until is None or self.now() > until - self._terms.act_within / 2
+        return await self._save(held) if late else held
 
     async def _take_back(self, held: Experiment, one: Injection) -> Back:
         act: Act = act_of(one.fault)
