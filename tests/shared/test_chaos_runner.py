@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from kreflex.chaos import gates
-from kreflex.chaos.experiments import FINALIZER, ExperimentStatus, read_experiment
+from kreflex.chaos.engines import engine_intent
+from kreflex.chaos.experiments import FINALIZER, ExperimentStatus, Injection, read_experiment
+from kreflex.chaos.faults import Hands, act_of
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Writer
@@ -390,6 +392,46 @@ async def test_writes_down_whose_pods_a_drain_moves_before_it_does_and_keeps_tha
     assert (span.nodes, span.namespaces) == (("blue-1",), ("shop",))
 
 
+@pytest.mark.parametrize(
+    ("error", "tries"), [(UnavailableError("nobody answers"), 1), (OutageError("it is being deleted", 403), 2)]
+)
+async def test_a_drain_asks_for_no_other_pod_when_nobody_answers(error: Exception, tries: int) -> None:
+    pods = [a_pod(), a_pod()]
+    for number, pod in enumerate(pods, 1):
+        pod["spec"]["nodeName"] = "blue-1"
+        pod["metadata"] |= {"name": f"cart-{number}", "uid": f"u-{number}"}
+    api = PatchedApi(
+        {
+            "/api/v1/namespaces/shop": {"metadata": {"name": "shop"}},
+            **{f"/api/v1/namespaces/shop/pods/{pod['metadata']['name']}": pod for pod in pods},
+        }
+    )
+    api.broken["eviction"] = error
+    node = {"apiVersion": "v1", "kind": "Node", "name": "blue-1", "uid": "u-n"}
+    drained = Injection.model_validate(injection(fault="NodeDrain", target=node))
+    drain = act_of("NodeDrain").keep_on(read_experiment(storm()), drained, Hands(*api.pair(), "kreflex-system"))
+    if tries == 1:
+        with pytest.raises(UnavailableError, match="nobody answers"):
+            await drain
+    else:
+        assert await drain == "blue-1 keeps cart-1: it is being deleted"
+    assert len(api.writes) == tries
+
+
+async def test_whose_pods_are_on_a_node_is_asked_only_where_the_namespaces_are_looked_after() -> None:
+    pod = a_pod()
+    pod["spec"]["nodeName"] = "blue-1"
+    env = [{"name": "TARGET_NODE", "value": "blue-1"}]
+    fault = {"name": "node-drain", "spec": {"components": {"env": env}}}
+    engine = {"kind": "ChaosEngine", "spec": {"experiments": [fault]}}
+    made = storm(running(), fault={"kind": "Engine", "engine": engine})
+    node = {"/api/v1/nodes/blue-1": a_node("blue-1", labels={"kreflex.dev/chaos": "allowed"})}
+    api = PatchedApi({f"/api/v1/namespaces/shop/pods/{pod['metadata']['name']}": pod, **node})
+    planned = await engine_intent(read_experiment(made), NOW, Reader(api, ("shop",)))
+    assert (planned.nodes, planned.moves) == (("blue-1",), ("shop",))
+    assert "GET /api/v1/pods" not in api.calls
+
+
 # A namespace that is deleted
 
 GOING: JSON = {
@@ -431,6 +473,18 @@ async def test_a_run_ends_though_the_namespace_has_taken_our_rights_and_the_obje
 
 
 PROBE_OF_CART: JSON = {"name": "cart", "object": {"name": "cart", "path": "spec.replicas", "value": "3"}}
+
+
+async def test_names_the_nodes_of_an_engine_that_goes_with_its_namespace() -> None:
+    made = injection(fault="Engine", prior='["blue-1"]', injectedAt=stamp(NOW))
+    target = {"apiVersion": "litmuschaos.io/v1alpha1", "kind": "ChaosEngine", "namespace": "shop", "name": "x"}
+    api = doomed(storm(running(phase="Reverting", injected=[{**made, "target": {**target, "uid": "u-1"}}])))
+    api.broken["chaosengines"] = DENIED
+    status = await go_on(api)
+    assert (status.injected[0].state, status.injected[0].note) == (
+        "Gone",
+        "namespace shop is being deleted, and it goes with it: see that nothing of it is left on blue-1",
+    )
 
 
 async def test_what_may_not_be_looked_at_in_a_namespace_that_stays_is_not_given_up() -> None:
@@ -656,8 +710,22 @@ async def test_an_experiment_on_rollouts_says_what_does_not_fit() -> None:
     referring = rollout(template)
     del referring["spec"]["template"]
     status = await go_on(cluster(storm(targets=OF_ROLLOUTS), **{ROLLOUT: referring}))
-    told = "Targets: cart: its template is that of Deployment cart: experiment with that"
-    assert (status.phase, status.aborted) == ("Aborted", told)
+    told = "its template is that of Deployment cart, and Argo would release what is changed there"
+    assert (status.phase, status.aborted) == ("Aborted", f"Targets: cart: {told}: experiment with its pods")
+
+
+async def test_a_deployment_is_left_alone_that_a_rollout_refers_to() -> None:
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "cart"}
+    api = cluster(storm(), **{ROLLOUT: rollout({"workloadRef": ref}, name="canary")})
+    status = await go_on(api)
+    told = "it is the template of Rollout canary, and Argo would release what is changed in it"
+    assert (status.phase, status.aborted) == (
+        "Aborted",
+        f"Targets: cart: {told}: experiment with the pods of that Rollout",
+    )
+    assert image(api) == "shop:1"
+    other = cluster(storm(duration="1s"), **{ROLLOUT: rollout({"workloadRef": {**ref, "name": "other"}})})
+    assert (await go_on(other)).verdict == "Passed"
 
 
 # Orphans
@@ -684,6 +752,20 @@ async def test_the_turn_of_an_experiment_that_is_over_is_given_back() -> None:
     for phase, stays in (("Done", False), ("Running", True), ("Pending", True)):
         api = cluster(storm({"phase": phase}), **{path: copy.deepcopy(lease)})
         assert (await left(api), path in api.objects) == ([], stays)
+
+
+async def test_an_experiment_that_can_t_be_read_keeps_its_turn_and_no_other_s_from_being_given_back() -> None:
+    leases = {
+        f"/apis/coordination.k8s.io/v1/namespaces/{space}/leases/kreflex-chaos": {
+            "metadata": {"namespace": space, "name": "kreflex-chaos", "uid": "u-l", "resourceVersion": "1"},
+            "spec": {"holderIdentity": "kreflex-chaos/storm/u-1"},
+        }
+        for space in ("shop", "bank")
+    }
+    api = cluster(storm({"phase": "Nonsense"}), **copy.deepcopy(leases))
+    world = World(Reader(api, ("shop", "bank")), CannedMetrics(), "chaos-runner")
+    assert await Orphans(world, Writer(api)).take_back() == []
+    assert [path in api.objects for path in leases] == [True, False]
 
 
 async def test_what_is_left_is_found_though_another_namespace_goes_or_is_not_there() -> None:

@@ -123,7 +123,8 @@ def _container(body: JSON, fault: Fault, path: tuple[str, ...]) -> tuple[str, ..
     template = body["spec"].get("workloadRef")
     if path == _TEMPLATE and template:
         # https://argo-rollouts.readthedocs.io/en/stable/migrating/#reference-deployment-from-rollout
-        raise UnfitError(f"its template is that of {template.get('kind')} {template.get('name')}: experiment with that")
+        whose = f"its template is that of {template.get('kind')} {template.get('name')}"
+        raise UnfitError(f"{whose}, and Argo would release what is changed there: experiment with its pods")
     containers = value(body, path)
     names = [one["name"] for one in containers] if isinstance(containers, list) else []
     name = fault.container or (names[0] if names else "")

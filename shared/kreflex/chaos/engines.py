@@ -12,7 +12,7 @@ from datetime import datetime
 
 from kreflex.chaos.bounds import bound, nodes_of
 from kreflex.chaos.experiments import API, INJECTED, KIND, REVERT_BY, Experiment, Injection
-from kreflex.chaos.faults import Act, Back, Hands, namespaces_of
+from kreflex.chaos.faults import Act, Back, Hands, namespaces_of, pods_seen
 from kreflex.cluster import Reader
 from kreflex.errors import ConflictError, OutageError
 from kreflex.records import Target
@@ -66,7 +66,7 @@ async def engine_intent(experiment: Experiment, now: datetime, reader: Reader) -
         intended_at=now,
         revert_by=status.revert_by,
         prior=json.dumps(nodes),
-        moves=namespaces_of([pod for node in nodes async for pod in reader.pods_on(node)]),
+        moves=namespaces_of([pod for node in nodes for pod in await pods_seen(node, reader)]),
     )
 
 

@@ -29,7 +29,7 @@ from kreflex.chaos.experiments import (
 from kreflex.chaos.targets import labels_of, opted_out, place, place_of, ref_of, refuses, restless
 from kreflex.cluster import Reader, Writer
 from kreflex.drains import evictable
-from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, OutageError
+from kreflex.errors import ApiError, ConflictError, DeniedError, GoneError, KreflexError, OutageError, UnavailableError
 from kreflex.guards import OPT_OUT
 from kreflex.policy import PROTECTED, PROTECTED_LABEL
 from kreflex.records import Target
@@ -207,6 +207,16 @@ class OfWorkload(Changing):
         if injection.target.kind == "Rollout" and (why := restless(body)):
             raise UnfitError(why)
 
+    async def prior(self, experiment: Experiment, body: JSON, hands: Hands) -> str:
+        """Write the fields as for all; what a Rollout refers to is left alone, for Argo releases what changes there."""
+        kind, here = experiment.wants.targets.kind, experiment.namespace
+        if kind != "Rollout":
+            found = await hands.reader.share(f"referred/{here}", lambda: _referred(here, hands.reader))
+            if by := found.get((kind, body["metadata"]["name"])):
+                what = f"it is the template of Rollout {by}, and Argo would release what is changed in it"
+                raise UnfitError(f"{what}: experiment with the pods of that Rollout")
+        return await super().prior(experiment, body, hands)
+
     async def revert(self, mark: str, injection: Injection, hands: Hands) -> Back:
         """Put the fields back; a Rollout's are when Argo runs nothing of ours as its stable version."""
         if injection.target.kind != "Rollout":
@@ -222,6 +232,18 @@ class OfWorkload(Changing):
         if not back.proven or back.state != "Reverted" or injection.spared or body is None:
             return back
         return _taken_up(back, body, injection, hands.now())
+
+
+async def _referred(namespace: str, reader: Reader) -> dict[tuple[str, str], str]:
+    """Tell by kind and name which workloads the Rollouts of a namespace take their template from.
+
+    Argo notes nothing on these: https://argo-rollouts.readthedocs.io/en/stable/migrating/
+    """
+    found: dict[tuple[str, str], str] = {}
+    async for body in reader.list_served(place("Rollout", namespace)):
+        ref = (body.get("spec") or {}).get("workloadRef") or {}
+        found[ref.get("kind", ""), ref.get("name", "")] = body["metadata"]["name"]
+    return found
 
 
 def _taken_up(back: Back, body: JSON, injection: Injection, now: datetime) -> Back:
@@ -290,6 +312,9 @@ class Draining(Changing):
             except (ConflictError, GoneError):
                 continue
             except KreflexError as error:
+                if isinstance(error, UnavailableError) and not isinstance(error, OutageError):
+                    # Nobody answers, or the time of this attempt is over: others may be at it now.
+                    raise
                 # By a PodDisruptionBudget, or as nothing is evicted in a namespace that is being deleted: the others go
                 # all the same (kubectl, pkg/drain/drain.go).
                 kept.append(f"{pod.ref.name}: {error}")
@@ -304,8 +329,13 @@ def namespaces_of(pods: Iterable[Pod]) -> tuple[str, ...]:
 
 
 async def _evictable(node: str, hands: Hands) -> Sequence[Pod]:
-    pods = await _may_go([pod async for pod in hands.reader.pods_on(node)], hands)
+    pods = await _may_go(await pods_seen(node, hands.reader), hands)
     return evictable(pods, Drain()).evictable
+
+
+async def pods_seen(node: str, reader: Reader) -> list[Pod]:
+    """Read the pods of a node, in the namespaces that are looked after."""
+    return [pod async for pod in reader.pods(fieldSelector=f"spec.nodeName={node}")]
 
 
 async def _may_go(pods: list[Pod], hands: Hands) -> list[Pod]:

@@ -564,7 +564,7 @@ class Runner:
         except UnavailableError as error:
             gone = await self._gone_with(one.target.namespace, error)
             if gone:
-                return Back(proven=True, state="Gone", note=f"{gone}, and it goes with it")
+                return Back(proven=True, state="Gone", note=f"{gone}, and it goes with it{_beyond(one)}"[:500])
             return Back(proven=False, note=str(error)[:500])
         except ApiError as error:
             return Back(proven=False, state="Stuck", note=f"it can't be taken back: {error}"[:500])
@@ -691,6 +691,12 @@ def _but_for(injected: Iterable[Injection]) -> str:
     """Name what could not be put back as it was. That a pod has gone says nothing: others come."""
     lost = [str(one.target.ref) for one in injected if one.state in {"Gone", "Foreign"} and one.target.kind != "Pod"]
     return f", but for {', '.join(lost)}" if lost else ""
+
+
+def _beyond(one: Injection) -> str:
+    """Name what an engine hits outside of its namespace, and so stays when that goes."""
+    nodes = one.nodes if one.fault == "Engine" else ()
+    return f": see that nothing of it is left on {', '.join(nodes)}" if nodes else ""
 
 
 def _is_outage(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from kreflex.audit import log
 from kreflex.chaos.experiments import FINAL, FINALIZER, Experiment, Experiments
 from kreflex.cluster import Reader, Writer
 from kreflex.errors import ConflictError, GoneError
@@ -66,7 +67,12 @@ async def clear(namespace: str, experiments: Experiments, reader: Reader, writer
         name, _, uid = holder.removeprefix(HOLDER).rpartition("/")
         if not holder.startswith(HOLDER) or not name:
             continue
-        found = await experiments.get(where, name)
+        try:
+            found = await experiments.get(where, name)
+        except ValueError as error:
+            # Its Lease is over with its TTL; that of another experiment is not kept by it.
+            log.warning("experiment.unreadable", experiment=f"{where}/{name}", error=str(error))
+            continue
         if found is None or found.uid != uid or (found.status.phase in FINAL and FINALIZER not in found.finalizers):
             await _remove(body, _path(where), writer)
 
