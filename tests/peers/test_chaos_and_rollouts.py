@@ -25,7 +25,11 @@ STEP = kit.ROOT / "triggers" / "canary-step"
 async def runner(installed: ControlPlane) -> AsyncIterator[Runner]:
     await chaos.install(installed)
     await rollouts.install(installed)
-    async with rollouts.running(installed), chaos.runner(installed) as made:
+    async with (
+        rollouts.running(installed),
+        chaos.prometheus() as healthy,
+        chaos.runner(installed, prometheus_url=healthy.url) as made,
+    ):
         yield made
 
 
@@ -87,6 +91,7 @@ async def test_a_canary_that_does_not_bear_an_experiment_is_aborted_at_its_step(
     """With the shipped manifests; the lab runs the command of the Job as a process, under its account."""
     api, name = shop.plane.api, "checkout"
     body = rollouts.canary(name, 2, [weight(50), rollouts.analysis("chaos")])
+    await chaos.slo(shop.plane, shop.name, "checkout-availability")
     await a_step(shop, tmp_path, replicas=2 if bears else 9)
     before = await rollouts.make(api, shop.name, body)
     new = await rollouts.release(api, shop.name, name, "v2")
@@ -107,18 +112,16 @@ async def test_a_canary_that_does_not_bear_an_experiment_is_aborted_at_its_step(
 
 
 async def a_step(shop: kit.Place, folder: Path, replicas: int) -> None:
-    """Apply the shipped step, with a probe that asks for so many replicas, and a command that runs here."""
+    """Apply the shipped step, but for a probe that asks for so many replicas, less to wait for, and what runs here."""
     text = "\n---\n".join((STEP / file).read_text() for file in ("rbac.yaml", "analysis.yaml"))
     bodies = list(yaml.safe_load_all(text.replace("namespace: shop", f"namespace: {shop.name}")))
     config, template = (
         next(one for one in bodies if one["kind"] == kind) for kind in ("ConfigMap", "AnalysisTemplate")
     )
     experiment = yaml.safe_load(config["data"]["experiment.yaml"])
-    del experiment["spec"]["budget"]
     ready = {"kind": "Rollout", "name": "checkout", "path": "spec.replicas", "value": str(replicas)}
     probes = [{"name": "ready", "object": ready, "when": ["After"]}]
-    experiment["spec"] |= {"withoutBudget": "a test that has no Prometheus", "amount": 1, "probes": probes}
-    experiment["spec"] |= {"duration": "2s", "ttl": "1m", "recovery": "2s"}
+    experiment["spec"] |= {"probes": probes, "duration": "2s", "recovery": "2s"}
     file = folder / "experiment.yaml"
     await asyncio.to_thread(file.write_text, yaml.safe_dump(experiment))
     (container,) = template["spec"]["metrics"][0]["provider"]["job"]["spec"]["template"]["spec"]["containers"]

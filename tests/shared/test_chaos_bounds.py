@@ -5,17 +5,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 
 from kreflex.chaos import gates, jobs
 from kreflex.chaos.bounds import bound, nodes_of
 from kreflex.chaos.corruptions import UnfitError
 from kreflex.chaos.experiments import ALLOWED, Engine, Experiment, JobOf
+from kreflex.chaos.targets import count
+from kreflex.durations import parse_duration
 from kreflex.policy import Policies
 from kreflex.records import experiment_of
+from tests.kit import ROOT
 from tests.patched import PatchedApi
 from tests.shared.test_chaos_values import experiment
 from tests.values import a_node, a_policy
 
+STEP = ROOT / "triggers" / "canary-step"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 OPTED = {"kreflex.dev/chaos": "allowed"}
 NOT_FORBIDDEN = {"key": "kreflex.dev/chaos", "operator": "NotIn", "values": ["forbidden"]}
@@ -86,6 +91,17 @@ async def test_a_chaos_engine_hits_nodes_that_have_opted_in_themselves() -> None
         await nodes_of(litmus("node-drain", ("NODE_LABEL", "pool")), reader)
     with pytest.raises(UnfitError, match="node-drain would choose among all nodes"):
         await nodes_of(litmus("node-drain", ("TARGET_NODE", "")), reader)
+
+
+def test_the_step_of_a_canary_hits_its_only_pod_and_waits_until_the_experiment_is_over() -> None:
+    config, template = yaml.safe_load_all((STEP / "analysis.yaml").read_text())
+    spec = experiment(**yaml.safe_load(config["data"]["experiment.yaml"])["spec"]).wants
+    job = template["spec"]["metrics"][0]["provider"]["job"]["spec"]
+    args = job["template"]["spec"]["containers"][0]["args"]
+    waits = parse_duration(args[args.index("--timeout") + 1])
+    assert count(spec.amount, 1) == 1
+    longest = spec.start_within + spec.ttl + spec.recovery
+    assert longest < waits < timedelta(seconds=job["activeDeadlineSeconds"])
 
 
 CRON_JOB: dict[str, Any] = {
