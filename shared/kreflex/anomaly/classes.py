@@ -165,13 +165,14 @@ def of(view: View, leak: Floats, score: Floats, about: About) -> Kinds:
     rows = np.flatnonzero(np.nan_to_num(score) >= 1)
     rows = rows[np.isfinite(view.newest[rows])]
     if len(rows):
-        rules = _rules(view.of(rows), leak[rows], score[rows], _of(about, rows))
+        rules = _rules(view.of(rows), leak[rows], score[rows], about_of(about, rows))
         names = [CLASSES.index(name) for name, _ in rules]
         kinds[rows] = np.select([holds for _, holds in rules], names, default=CLASSES.index("anomaly"))
     return kinds
 
 
-def _of(about: About, rows: Rows) -> About:
+def about_of(about: About, rows: Rows | slice) -> About:
+    """Leave in the limits of some series only."""
     return about if about.limit is None else replace(about, limit=np.asarray(about.limit)[rows])
 
 
@@ -196,8 +197,12 @@ def _rules(view: View, leak: Floats, score: Floats, about: About) -> list[tuple[
 def _full(view: View, about: About) -> Bools:
     if about.limit is None or about.kind not in {"cpu", "disk", "memory", "quota", "saturation"}:
         return np.zeros(len(view.values), bool)
-    limit = np.asarray(about.limit, dtype=float)
-    return np.asarray((limit > 0) & (view.newest >= _FULL * limit))
+    return full(view.newest, np.asarray(about.limit, dtype=float))
+
+
+def full(values: Floats, limit: Floats) -> Bools:
+    """Tell what is nearly at its limit."""
+    return np.asarray((limit > 0) & (values >= _FULL * limit))
 
 
 def _dropped(view: View, about: About) -> Bools:

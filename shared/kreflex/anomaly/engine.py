@@ -20,8 +20,8 @@ _BORNE, _BELOW = 0.05, 0.9
 # Up to here the tail is light, and is believed. Beyond it, incidents and bursts that are usual look alike, and the
 # quantiles of single samples, which incidents move less, stand but for a little.
 _LIGHT, _HEAVY, _LITTLE = 1.5, 1.7, 1.08
-# What two days of five have had is usual, whatever the tail is; and so much above it, up to so many times the
-# threshold. Of a gauge nobody knows what it is: only what was there on every day is usual of it.
+# What two days of five have had (of four to seven: 2, 2, 3, 3) is usual, whatever the tail is; and so much above it, up
+# to so many times the threshold. Of a gauge nobody knows what it is: only what was there on every day is usual of it.
 _WEEK, _LEAST_DAYS, _OFTEN, _USUAL = 8, 4, (0.75, 1.25), 4.0
 _EVERY = (0.0, 1.15)
 _STATE = np.dtype(
@@ -92,8 +92,9 @@ class Calibrated:
         values = windows.clean(history)
         state = np.zeros(len(values), _STATE)
         for row in range(len(values)):
-            mask = None if excluded is None else excluded[row : row + 1]
-            state[row : row + 1] = _learnt(values[row : row + 1], about, mask)
+            one = slice(row, row + 1)
+            mask = None if excluded is None else excluded[one]
+            state[one] = _learnt(values[one], classes.about_of(about, one), mask)
         return state if about.siblings is None else _with_kin(state, about.siblings)
 
     def update(self, state: State, recent: Floats, about: About, excluded: Bools | None = None) -> State:
@@ -101,10 +102,12 @@ class Calibrated:
         for start in range(0, len(values), _CHUNK):
             rows = slice(start, start + _CHUNK)
             mask = None if excluded is None else excluded[rows]
-            new[rows] = _grown(new[rows], values[rows], self.window - 1, about, mask)
+            new[rows] = _grown(new[rows], values[rows], self.window - 1, classes.about_of(about, rows), mask)
         young = np.flatnonzero(state["seen"] < _LEAST)
         for row in young:
-            new[row] = _learnt(values[row : row + 1], about, None if excluded is None else excluded[row : row + 1])[0]
+            one = slice(row, row + 1)
+            mask = None if excluded is None else excluded[one]
+            new[one] = _learnt(values[one], classes.about_of(about, one), mask)
         return new
 
     def score(self, state: State, recent: Floats, about: About) -> Scores:
@@ -115,16 +118,17 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     """Score the newest sample of each row; `ends` is when it was, of one row for all, or of a row each."""
     values = windows.clean(recent)
     found = _experts(state, values, 3, ends + about.step * np.arange(-2, 1), about.step)
-    high = _thresholds(state, about.kind)
+    high = _thresholds(state, _faint(state, found, values, about.kind))
     factor = np.ones(len(values)) if about.factor is None else np.asarray(about.factor, dtype=float)
     far = tails.beyond(state["count"][:, HOUR] + state["kindred"], about.false_alarms) * factor
-    unlike = _unlike(found, high, about.kind)[:, -1] / far / _own(state, about)
+    unlike = _jumped(state, found, values, about)[:, -1] / far / _own(state, about)
     still = _longer(windows.still(values)[:, -1], state["still"], _RESTS) / far
     gone = _longer(windows.missing(values)[:, -1], state["gap"], _GAPS) / far
     rise = np.nan_to_num(found.rise[:, -1] / high[:, RISE] / far)
     here = np.isfinite(values[:, -1])
     climb = _climbing(state, values, about, factor)
-    idle = _idling(state, values, found, about) / far
+    # An end that is the same whatever is wanted or known, but not whatever people say of it.
+    idle = np.minimum(_idling(state, values, found, about) / (far / factor), _IDLE_ENOUGH) / factor
     view = classes.View(values, state["level"], state["scale"], found, high, rise, climb, still, idle)
     leak = classes.leaks(view, about)
     score = np.where(here, np.maximum.reduce((unlike, still, leak, idle)), gone)
@@ -132,6 +136,18 @@ def scored(state: State, recent: Floats, ends: Floats, about: About) -> Scores:
     score = np.where(known, score, np.nan)
     flag = np.nan_to_num(score) >= 1
     return Scores(score, flag, classes.of(view, leak, score, about), classes.evidence(view, leak, about))
+
+
+def _jumped(state: State, found: classes.Found, values: Floats, about: About) -> Floats:
+    """Score the newest samples by how unlike the past they are; what is nearly full, by its small jumps too."""
+    scores = _unlike(found, _thresholds(state, _faint(state, found, values, about.kind)), about.kind)
+    if about.limit is None or about.kind not in classes.GROWING:
+        return scores
+    full = classes.full(values[:, -scores.shape[1] :], np.asarray(about.limit, float)[:, None])
+    if not full.any():
+        return scores
+    faint = _level(state)[:, None] * np.full(len(_EXPERTS), _FAINT)
+    return np.where(full, _unlike(found, _thresholds(state, faint), about.kind), scores)
 
 
 def _unlike(found: classes.Found, high: Floats, kind: SignalKind) -> Floats:
@@ -177,9 +193,8 @@ def _climbing(state: State, values: Floats, about: About, factor: Floats) -> cli
     if about.kind not in classes.GROWING:
         nothing = np.zeros(len(values))
         return climbs.Climb(nothing, nothing, nothing > 0)
-    level = abs(state["level"]) / np.where(state["scale"] > 0, state["scale"], 1)
     pieces = np.where(state["step"] == np.float32(about.step), state["seen"] / climbs.PIECE, 0)
-    past = climbs.Past(state["lows"], state["usual"], state["crest"], state["ceiling"], pieces, level)
+    past = climbs.Past(state["lows"], state["usual"], state["crest"], state["ceiling"], pieces, _level(state))
     climb = climbs.climbing(past, _scaled(state, values))
     return climbs.Climb(climb.more / factor, climb.pace * state["scale"] / about.step, climb.new)
 
@@ -217,23 +232,36 @@ def _looked_back(scaled: Floats, samples: int, step: float) -> tuple[Floats, Flo
     return hour, newest - lately, lately - windows.before(scaled[:, :-apart], windows.NEAR, samples)
 
 
-def _thresholds(state: State, kind: SignalKind) -> Floats:
+def _thresholds(state: State, faint: Floats) -> Floats:
     """Give the high quantile of each expert's past, shape (series, experts), mixed with the siblings' while young."""
     own = tails.high(state["top"], state["count"])
     weight = (state["count"] / (state["count"] + 0.2 * state["kindred"][:, None] + 1)).astype(float)
     kin = np.where(state["kindred"][:, None] > 0, np.maximum(state["kin"], 1e-9), 1e-9)
     mixed = np.exp(weight * np.log(np.maximum(own, 1e-9)) + (1 - weight) * np.log(kin))
     used = np.where(state["kindred"][:, None] > 0, mixed, own)
-    level = abs(state["level"]) / np.where(state["scale"] > 0, state["scale"], 1.0)
-    return np.asarray(np.maximum(used, np.maximum(1e-6, level[:, None] * _noise(kind))))
+    return np.asarray(np.maximum(used, np.maximum(1e-6, faint)))
 
 
-def _noise(kind: SignalKind) -> Floats:
-    """Tell of each expert which share of what a series is at counts as its noise, however quiet it is."""
-    share = np.full(len(_EXPERTS), _FAINT)
+def _level(state: State) -> Floats:
+    """Give what the series is at, in units of its scale."""
+    return np.asarray(abs(state["level"]) / _scale(state))
+
+
+def _scale(state: State) -> Floats:
+    return np.where(state["scale"] > 0, state["scale"], 1.0)
+
+
+def _faint(state: State, found: classes.Found, values: Floats, kind: SignalKind) -> Floats:
+    """Tell of each expert what counts as its noise, however quiet the series is: a share of what it is at."""
+    level = _level(state)[:, None]
+    faint = level * np.full(len(_EXPERTS), _FAINT)
     if kind in classes.GROWING:
-        share[[HOUR, SEASON, NEAR]] = _SLIGHT
-    return share
+        # What was cleared since it was learnt is at less now.
+        lately = abs(_expected(state, values[:, -1:], found.hour[:, -1:]))
+        with np.errstate(over="ignore"):
+            lately = lately / _scale(state)[:, None]
+        faint[:, [HOUR, SEASON, NEAR]] = np.fmin(level, lately) * _SLIGHT
+    return faint
 
 
 def _together(found: classes.Found, high: Floats) -> Floats:
@@ -260,8 +288,10 @@ def _idling(state: State, values: Floats, found: classes.Found, about: About) ->
     newest = values[:, -1:]
     hour, day = (_expected(state, newest, found.hour[:, -1:]), _expected(state, newest, found.season[:, -1:]))
     expected = classes.at_most_usual(hour, state["level"][:, None], day)
-    length = windows.runs(~classes.nearly_nothing(values[:, -windows.LOOK :], expected))[:, -1]
-    return np.where(state["idle"] < 1, np.minimum(length / _IDLES, _IDLE_ENOUGH), 0.0)
+    # A sample that is missing ends nothing.
+    known = windows.filled(values[:, -windows.LOOK :])
+    length = windows.runs(~classes.nearly_nothing(known, expected))[:, -1]
+    return np.where(state["idle"] < 1, length / _IDLES, 0.0)
 
 
 def _expected(state: State, values: Floats, hour: Floats) -> Floats:
@@ -294,7 +324,7 @@ def _learnt(values: Floats, about: About, excluded: Bools | None) -> State:
     state["still"] = _usual(windows.still(values))
     state["gap"] = _usual(windows.missing(values))
     state["idle"] = min(_usual(_idle(state, normal, hour)), _RESTED)
-    state = _peaked(state, found, normal, times, about.kind)
+    state = _peaked(state, found, normal, times, about)
     return _climbed(state, values, normal)
 
 
@@ -303,9 +333,9 @@ def _idle(state: State, normal: Floats, hour: Floats) -> Floats:
     return windows.runs(~classes.nearly_nothing(normal, _expected(state, normal, hour)))
 
 
-def _peaked(state: State, found: classes.Found, normal: Floats, times: Floats, kind: SignalKind) -> State:
+def _peaked(state: State, found: classes.Found, normal: Floats, times: Floats, about: About) -> State:
     """Remember the highest scores of these samples, by the thresholds of single samples."""
-    scores = np.where(np.isfinite(normal), _unlike(found, _thresholds(state, kind), kind), -1.0)
+    scores = np.where(np.isfinite(normal), _jumped(state, found, normal, about), -1.0)
     state["peaks"] = _peaks(state, scores)
     for day in np.unique(times // season.DAY):
         _begin(state, day)
@@ -390,7 +420,7 @@ def _grown(state: State, values: Floats, known: int, about: About, excluded: Boo
     found = _experts(state, values, samples, times[None, :], about.step)
     days = np.floor(_days(state, about.step))
     fresh = _scaled(state, normal)[:, -samples:]
-    state = _peaked(state, found, normal[:, -samples:], times, about.kind)
+    state = _peaked(state, found, normal[:, -samples:], times, about)
     state = _counted(state, found.magnitudes(), normal[:, -samples:])
     for day in np.unique(times // season.DAY):
         own = times // season.DAY == day
@@ -430,5 +460,8 @@ def _with_kin(state: State, siblings: npt.NDArray[np.intp]) -> State:
             continue
         middle = np.median(np.maximum(own[rows], 0), axis=0)
         state["kin"][rows] = middle / state["scale"][rows, None]
+        # Who has seen little does not know yet how often there is nothing to do.
+        knows = state["seen"][rows] >= state["seen"][rows].max() / 2
+        state["idle"][rows] = np.maximum(state["idle"][rows], np.median(state["idle"][rows[knows]]))
         state["kindred"][rows] = np.minimum(state["count"][rows, HOUR].sum() - state["count"][rows, HOUR], tails.MEMORY)
     return state

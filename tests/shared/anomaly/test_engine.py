@@ -119,6 +119,30 @@ def test_what_is_again_as_it_was_before_a_batch_is_no_dropout() -> None:
     assert [name for flag, name in told if flag] == []
 
 
+def test_a_sample_that_is_missing_ends_no_dropout() -> None:
+    tail = np.array([0.1, 0.1, 0.1, np.nan, 0.1, 0.1, np.nan])
+    assert [found(tail[:length], bursts())[:2] for length in (6, 7)] == [(True, "dropout"), (False, "absent")]
+
+
+@pytest.mark.parametrize(("wanted", "samples"), [(0.05, 3000), (0.005, 3000), (0.05, 100)])
+def test_a_dropout_goes_on_to_count_up_to_three_and_is_dismissed_by_four(wanted: float, samples: int) -> None:
+    about, past = replace(ABOUT, false_alarms=wanted), np.minimum(bursts()[:, :samples], 30)
+    longest = [
+        found(np.full(30, 0.001), past, replace(about, factor=np.array([factor])))[2] for factor in (1.0, 2.0, 4.0)
+    ]
+    assert longest == pytest.approx([3.0, 1.5, 0.75])
+
+
+def test_a_new_pod_knows_from_its_siblings_that_there_is_often_nothing_to_do() -> None:
+    worker = bursts().repeat(4, axis=0)
+    worker[:, np.arange(3000) % 100 < 25] = 0
+    worker[2:, :-80] = np.nan
+    worker[2:, -80:] = bursts()[:, :80]
+    about = replace(ABOUT, siblings=np.zeros(4, np.intp))
+    alone, among = (DETECTOR.learn(worker, one)["idle"] >= 1 for one in (ABOUT, about))
+    assert [alone.tolist(), among.tolist()] == [[True, True, False, False], [True] * 4]
+
+
 def test_a_dropout_is_one_after_hours_of_learning_that_there_was_none() -> None:
     state, past = DETECTOR.learn(bursts(), ABOUT), bursts()[:, : WINDOW + 59]
     for _ in range(5):
@@ -162,6 +186,21 @@ def test_what_can_run_out_is_told_when_it_rises_and_not_when_it_falls(kind: Sign
 def test_a_jump_by_less_than_a_hundredth_tells_nothing_of_what_can_run_out(kind: SignalKind) -> None:
     past, jump = 1000 + noise(level=0.0) / 10, np.full(3, 1005.0)
     assert [found(jump, past, one)[0] for one in (ABOUT, replace(ABOUT, kind=kind))] == [True, False]
+
+
+@pytest.mark.parametrize(("kind", "before", "now", "limit"), [("disk", 995, 1000, 1000), ("quota", 198, 199.5, 200)])
+def test_what_becomes_full_is_told_however_small_the_jump_is(
+    kind: SignalKind, before: float, now: float, limit: float
+) -> None:
+    past, jump = before + noise(level=0.0) * before / 20_000, np.full(3, now)
+    tight, wide = (replace(ABOUT, kind=kind, limit=np.array([one * limit])) for one in (1.0, 10.0))
+    assert [found(jump, past, one)[:2] for one in (tight, wide)] == [(True, "saturation"), (False, "anomaly")]
+
+
+def test_a_hundredth_is_one_of_what_a_disk_is_at_since_it_was_cleared() -> None:
+    past, about = 1000 + noise(samples=1200, level=0.0) / 10, replace(ABOUT, kind="disk")
+    tail = np.concatenate((past[0, :70] - 900, np.full(3, 105.0)))
+    assert [found(tail[:length], past, about)[0] for length in (70, 73)] == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["memory", "traffic"])
