@@ -508,12 +508,14 @@ async def test_the_end_of_an_experiment_that_was_deleted_is_told() -> None:
                 del self.objects[STORM]
             return answer
 
-    meta = {"deletionTimestamp": stamp(NOW), "finalizers": [FINALIZER]}
-    api = Collected(cluster(storm(running(injected=[injection()]), meta), marked()).objects)
-    ended = await runner(api).go_on("shop", "storm")
-    assert ended is not None
-    assert (ended.status.phase, ended.status.verdict, image(api)) == ("Aborted", "Failed", "shop:1")
-    assert STORM not in api.objects
+    # As its namespace goes, it is deleted a moment after nothing holds it any more.
+    for stop, deleted in ((False, {"deletionTimestamp": stamp(NOW)}), (True, {})):
+        meta = {"finalizers": [FINALIZER], **deleted}
+        api = Collected(cluster(storm(running(injected=[injection()]), meta, stop=stop), marked()).objects)
+        ended = await runner(api).go_on("shop", "storm")
+        assert ended is not None
+        assert (ended.status.phase, ended.status.verdict, image(api)) == ("Aborted", "Failed", "shop:1")
+        assert STORM not in api.objects
 
 
 async def test_the_event_of_its_last_write_is_answered_with_its_end_whoever_has_carried_it_there() -> None:

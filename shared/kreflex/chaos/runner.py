@@ -152,11 +152,18 @@ class Runner:
         return found
 
     async def _let_go(self, held: Experiment, wait: timedelta) -> Experiment:
+        over = held.status.phase in FINAL
         if held.leaving and not held.finalizers:
             # It went as soon as nothing held it; what has become of it is told all the same.
             return held
-        due_at = None if held.status.phase in FINAL else self.now() + wait
-        return await self.experiments.change(held, holder=None, deadline=None, due_at=due_at)
+        try:
+            due_at = None if over else self.now() + wait
+            return await self.experiments.change(held, holder=None, deadline=None, due_at=due_at)
+        except GoneError:
+            # Or a moment later, as with its namespace.
+            if not over:
+                raise
+            return held
 
     async def _save(self, held: Experiment, *lines: tuple[str, str], **changes: Any) -> Experiment:
         """Write the status, and stay at work for as long as an attempt may take from now."""
