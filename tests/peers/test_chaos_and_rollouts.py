@@ -67,6 +67,36 @@ async def test_a_rollout_is_broken_and_as_before_in_the_end(
     assert after["status"]["stableRS"] == after["status"]["currentPodHash"] == before["status"]["stableRS"]
 
 
+async def test_what_has_become_stable_is_taken_back_when_argo_has_released_what_was_before(
+    shop: kit.Place, runner: Runner
+) -> None:
+    """The steps end while the fault lasts, so what is put back goes through all of them, and waits for a person."""
+    api, path = shop.plane.api, f"{rollouts.collection(shop.name)}/cart"
+    before = await rollouts.make(api, shop.name, rollouts.canary("cart", 1, [weight(100)]))
+    targets = {"kind": "Rollout", "names": ["cart"]}
+    fault = {"kind": "Environment", "env": {"CHAOS": "yes"}}
+    made = await chaos.make(shop.plane, shop.name, fault=fault, targets=targets, duration="50s")
+    waking = asyncio.create_task(chaos.play(runner, made))
+    stable = before["status"]["stableRS"]
+    await rollouts.until(
+        api, shop.name, "cart", lambda one: rollouts.healthy(one) and one["status"]["stableRS"] != stable
+    )
+    await api.patch(path, {"spec": {"strategy": {"canary": {"steps": [weight(100), PAUSE]}}}})
+    await api.patch(experiments.path(shop.name, made.name), {"spec": {"stop": True}})
+    stood = await rollouts.until(api, shop.name, "cart", lambda one: bool(one["status"].get("pauseConditions")))
+
+    async def told() -> bool:
+        (one,) = (await chaos.read(shop.plane, shop.name)).status.injected
+        return one.open and one.note.startswith("what was changed had become stable")
+
+    await eventually(told, "word of the release", 20)
+    assert (stood["status"]["currentPodHash"], stood["spec"]["template"]) == (stable, before["spec"]["template"])
+    await api.patch(path, {"spec": {"strategy": {"canary": {"steps": [weight(100)]}}}})
+    ended = await waking
+    after = await api.get(path)
+    assert ([one.state for one in ended.status.injected], after["status"]["stableRS"]) == (["Reverted"], stable)
+
+
 async def test_a_rollout_that_argo_is_rolling_out_is_left_alone(shop: kit.Place, runner: Runner) -> None:
     api = shop.plane.api
     await rollouts.make(api, shop.name, rollouts.canary("cart", 2, [weight(50), PAUSE]))
