@@ -261,7 +261,7 @@ def _faint(state: State, found: classes.Found, values: Floats, kind: SignalKind)
         with np.errstate(over="ignore"):
             lately = lately / _scale(state)[:, None]
         faint[:, [HOUR, SEASON, NEAR]] = np.fmin(level, lately) * _SLIGHT
-    return faint
+    return np.asarray(faint)
 
 
 def _together(found: classes.Found, high: Floats) -> Floats:
