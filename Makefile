@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test aside-lint tests-of-clusters tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest test-faults faults-at-calls faults-at-nodes faults-at-releases test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
+.PHONY: help setup demo test aside-lint tests-of-clusters tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest test-faults faults-calls faults-nodes faults-once_only faults-releases test-peers test-real lint fix lab lab-down binaries bench schemas lock clean
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,10 +74,10 @@ aside-lint:
 
 # A part of the matrix that `python -m bench faults` plays whole. Most of it is waiting, so all go side by side.
 test-faults: setup binaries ## Kill, stop and trouble the functions at each of their calls, and compare the ends (minutes)
-	@$(MAKE) --jobs=3 --keep-going faults-at-calls faults-at-nodes faults-at-releases
+	@$(MAKE) --jobs=3 --keep-going faults-calls faults-nodes faults-once_only faults-releases
 
-faults-at-calls faults-at-nodes faults-at-releases:
-	@$(call aside,$(BIN)/pytest tests/faults/test_$(@:faults-at-%=%).py)
+faults-calls faults-nodes faults-once_only faults-releases:
+	@$(call aside,$(BIN)/pytest tests/faults/test_$(@:faults-%=%).py)
 
 test-peers: setup ## Tests with the larger programs of others (builds Knative's Broker, Argo Events, NATS, Karpenter and others the first time)
 	@$(BIN)/python -m lab build --peers
