@@ -81,7 +81,7 @@ async def test_what_has_become_stable_is_taken_back_when_argo_has_released_what_
     await rollouts.until(
         api, shop.name, "cart", lambda one: rollouts.healthy(one) and one["status"]["stableRS"] != stable
     )
-    await api.patch(path, {"spec": {"strategy": {"canary": {"steps": [weight(100), PAUSE]}}}})
+    await steps(shop, path, [weight(100), PAUSE])
     await api.patch(experiments.path(shop.name, made.name), {"spec": {"stop": True}})
     stood = await rollouts.until(api, shop.name, "cart", lambda one: bool(one["status"].get("pauseConditions")))
 
@@ -91,10 +91,26 @@ async def test_what_has_become_stable_is_taken_back_when_argo_has_released_what_
 
     await eventually(told, "word of the release", 20)
     assert (stood["status"]["currentPodHash"], stood["spec"]["template"]) == (stable, before["spec"]["template"])
-    await api.patch(path, {"spec": {"strategy": {"canary": {"steps": [weight(100)]}}}})
+    await steps(shop, path, [weight(100)])
     ended = await waking
     after = await api.get(path)
     assert ([one.state for one in ended.status.injected], after["status"]["stableRS"]) == (["Reverted"], stable)
+
+
+async def steps(shop: kit.Place, path: str, wanted: list[Any]) -> None:
+    """Give a Rollout other steps; Argo may miss what is written right after a write of its own, until another one."""
+    await shop.plane.api.patch(path, {"spec": {"strategy": {"canary": {"steps": wanted}}}})
+
+    async def seen() -> bool:
+        await asyncio.sleep(1)
+        body = await shop.plane.api.get(path)
+        if rollouts.observed(body, body["metadata"]["generation"]):
+            return True
+        note = {"looked-for": body["metadata"]["resourceVersion"]}
+        await shop.plane.api.patch(path, {"metadata": {"annotations": note}})
+        return False
+
+    await eventually(seen, "Argo to see the steps", 30)
 
 
 async def test_a_rollout_that_argo_is_rolling_out_is_left_alone(shop: kit.Place, runner: Runner) -> None:
