@@ -162,7 +162,10 @@ class Stage:
     async def found(self) -> list[JSON]:
         bodies = (await self.plane.api.get(ANOMALIES))["items"]
         mine = [one for one in bodies if one["spec"]["watch"] == f"{HOME}/{self.watch}"]
-        return sorted(mine, key=lambda one: (one["spec"]["since"], one["metadata"]["name"]))
+        # A name ends with a hash of the UID, so it tells no order.
+        return sorted(
+            mine, key=lambda one: (one["spec"]["since"], one["spec"]["target"]["name"], one["metadata"]["name"])
+        )
 
     async def told(self) -> list[tuple[str, str, str, bool]]:
         """Target, class, phase and agreement of each anomaly of this watch."""
