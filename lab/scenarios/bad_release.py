@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from lab import workloads
 from lab.scenarios.helm_shop import helm_shop
 from lab.scenarios.place import Place
-from lab.scenarios.shop import KINDS, PATIENCE, Shop, open_shop
+from lab.scenarios.shop import FUNCTION, KINDS, PATIENCE, Shop, open_shop
 from lab.scenarios.timeline import ScenarioFailed, say
 from lab.scenarios.traffic import Count, traffic
 
@@ -42,6 +42,7 @@ async def taken_back(shop: Shop, bad: str, count: Count) -> None:
     place.timeline.add("recovered", f"all {shop.replicas} pods of {shop.name} run {GOOD} again, and are Ready")
     place.timeline.add("client", str(count))
     await place.until(lambda: bool(shop.records(since, phase="Done")), "verdict", PATIENCE)
+    await place.settled(shop.records(since, phase="Done")[0], FUNCTION)
     shop.tell_what_was_logged(since)
     place.timeline.tell(f"A bad version of a {shop.title}: {bad} is taken back", since)
     record = shop.records(since, phase="Done")[0]

@@ -34,6 +34,7 @@ async def heal(place: Place, name: str, title: str, count: Count | None, word: s
         await place.until(lambda: bool(place.records(victim, outcome="applied")), f"eviction of {victim}")
     await place.until(lambda: bool(place.records(victim, phase="Done")), f"verdict on {victim}")
     record = place.records(victim)[0]
+    await place.settled(record)
     place.tell_what_was_logged()
     tell_evictions(place, uid)
     if record["status"]["verdict"] == "Recovered":

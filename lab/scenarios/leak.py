@@ -83,6 +83,7 @@ async def leak(place: Place, count: Count) -> None:
     await place.until(lambda: bool(place.records(name, phase="Done")), f"verdict on {name}", _PATIENCE)
     over = await resolved(place, found)
     record = place.records(name)[0]
+    await place.settled(record)
     place.tell_what_was_logged()
     tell_evictions(place, uid)
     place.timeline.add("recovered", f"{over} is Resolved: {over.status.resolved_because}", at=over.status.resolved_at)

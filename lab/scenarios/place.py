@@ -23,6 +23,7 @@ SPEED = 20
 # The first restart that the function acts on, by default.
 LOOP = 4
 _LOOK_SECONDS = 0.1
+_LOG_SECONDS = 5.0
 # A kubelet's fourth restart comes after 70 to 150 seconds; in the lab all that is divided by SPEED.
 _PATIENCE = {True: 90.0, False: 900.0}
 _SICK = "/state/sick"
@@ -158,6 +159,15 @@ class Place:
         finally:
             for sender in senders:
                 processes[sender].send(SIGCONT)
+
+    async def settled(self, record: Json, function: str = "restart-loop-killer") -> None:
+        """Wait a moment until a function's log has the verdict: it is logged when the record has been written."""
+        end = asyncio.get_running_loop().time() + _LOG_SECONDS
+        while self.home is not None and asyncio.get_running_loop().time() < end:
+            verdicts = (one for one in lines_of(self.home.log(function)) if one["event"] == "remediation.settled")
+            if any(str(one.get("record", "")).endswith(f"/{record['metadata']['name']}") for one in verdicts):
+                return
+            await asyncio.sleep(_LOOK_SECONDS / 2)
 
     def tell_what_was_logged(self) -> None:
         """Add to the timeline what the function's log and the relay's journal say of this namespace."""
