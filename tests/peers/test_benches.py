@@ -1,4 +1,7 @@
-"""The benchmarks of speed run, and tell the figures that others rely on; how fast this machine is, is no test."""
+"""The benchmarks of speed run, and tell the figures that others rely on; how fast this machine is, is no test.
+
+Here and not in `make test`, which has no time for them.
+"""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
