@@ -34,14 +34,16 @@ class Burnt:
 
 
 class Prometheus:
-    """Answers each query as if the share `errors` of all requests failed, in every window."""
+    """Answers each query as if the share `errors` of all requests failed, in every window; 503 if it is None."""
 
     def __init__(self) -> None:
-        self.errors = 0.0
+        self.errors: float | None = 0.0
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer one query: one sample for each window that it asks for."""
+        if self.errors is None:
+            return web.Response(status=503)
         asked = {**request.query, **await request.post()}
         windows = re.findall(r'"(\d+[smhdw])"', str(asked["query"])) or [""]
         sample = [time.time(), str(self.errors)]
@@ -50,7 +52,8 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def _prometheus() -> AsyncIterator[Prometheus]:
+async def prometheus() -> AsyncIterator[Prometheus]:
+    """A server that speaks Prometheus' API, on loopback."""
     made = Prometheus()
     application = web.Application()
     application.router.add_route("*", "/api/v1/query", made.answer)
@@ -66,15 +69,15 @@ async def _prometheus() -> AsyncIterator[Prometheus]:
 
 async def play(plane: ControlPlane, client: aiohttp.ClientSession, ports: Ports, stories: Sequence[Story]) -> Burnt:
     """Let one experiment of each story run, burn all their budgets, and see how the wake ends that they are in."""
-    async with _prometheus() as prometheus:
-        process = Process(plane, FOLDER, ports.take(), [], "", {"PROMETHEUS_URL": prometheus.url})
+    async with prometheus() as metrics:
+        process = Process(plane, FOLDER, ports.take(), [], "", {"PROMETHEUS_URL": metrics.url})
         await process.start()
         try:
             runs = [Run(plane, story) for story in stories]
             await asyncio.gather(*(run.begin() for run in runs))
-            wakes = [asyncio.create_task(run.wake(client, process.url, prometheus)) for run in runs]
+            wakes = [asyncio.create_task(run.wake(client, process.url, metrics)) for run in runs]
             await asyncio.gather(*(eventually(run.hit, f"the fault of {run}", 90, 0.2) for run in runs))
-            prometheus.errors, begun = 0.5, time.monotonic()
+            metrics.errors, begun = 0.5, time.monotonic()
             seconds = await asyncio.gather(*wakes)
             told = await asyncio.gather(*(run.judged() for run in runs))
         finally:
@@ -112,7 +115,7 @@ class Run:
         headers, data = due(self._plane, (self._ground.where, "burnt"))
         burnt = False
         while not burnt and (await self._status()).get("phase") not in OVER:
-            burnt = prometheus.errors > 0
+            burnt = bool(prometheus.errors)
             async with client.post(url, headers=headers, data=data):
                 pass
             await asyncio.sleep(0.2)

@@ -1,18 +1,15 @@
 """What the tests of chaos build with: a runner in this process under its own account, and experiments."""
 
 import json
-import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import yaml
-from aiohttp import web
 
+from bench import burning
 from kreflex import rights
-from kreflex.burn import TAG
 from kreflex.chaos.experiments import FINAL, Experiment, path, read_experiment
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Transport, Writer
@@ -25,6 +22,7 @@ from lab.cluster import ControlPlane
 from lab.manifests import listed
 from tests import kit
 
+prometheus = burning.prometheus
 FUNCTION = "chaos-runner"
 ALLOWED = {"kreflex.dev/chaos": "allowed"}
 TERMS = Terms(timedelta(seconds=30), timedelta(seconds=25), frozenset({"127.0.0.1"}))
@@ -133,40 +131,6 @@ def home_policy() -> tuple[str, kit.Json]:
             "spec": {"mode": "Auto", "functions": [FUNCTION], "scope": {"namespaces": ["kreflex-system"]}},
         },
     )
-
-
-class Prometheus:
-    """Answers each query as if the share `errors` of all requests failed, in every window; None is no answer at all."""
-
-    def __init__(self) -> None:
-        self.errors: float | None = 0.0
-        self.url = ""
-
-    async def answer(self, request: web.Request) -> web.Response:
-        """Answer one query: one sample for each window that it asks for."""
-        if self.errors is None:
-            return web.Response(status=503)
-        asked = {**request.query, **await request.post()}
-        windows = re.findall(r'"(\d+[smhdw])"', str(asked["query"])) or [""]
-        sample = [time.time(), str(self.errors)]
-        result = [{"metric": {TAG: window} if window else {}, "value": sample} for window in dict.fromkeys(windows)]
-        return web.json_response({"status": "success", "data": {"resultType": "vector", "result": result}})
-
-
-@asynccontextmanager
-async def prometheus() -> AsyncIterator[Prometheus]:
-    """A server that speaks Prometheus' API, on loopback."""
-    made = Prometheus()
-    application = web.Application()
-    application.router.add_route("*", "/api/v1/query", made.answer)
-    serving = web.AppRunner(application, access_log=None)
-    await serving.setup()
-    await web.TCPSite(serving, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{serving.addresses[0][1]}"
-    try:
-        yield made
-    finally:
-        await serving.cleanup()
 
 
 async def slo(plane: ControlPlane, namespace: str, app: str) -> str:
