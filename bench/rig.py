@@ -116,7 +116,7 @@ async def pods(plane: ControlPlane, where: str, app: str = "") -> list[Json]:
     return items
 
 
-async def ready(plane: ControlPlane, where: str, count: int, app: str = "", patience: float = 60) -> list[Json]:
+async def ready(plane: ControlPlane, where: str, count: int, app: str = "", patience: float = 120) -> list[Json]:
     """Wait until there are so many Ready pods and no other."""
 
     async def found() -> list[Json] | None:

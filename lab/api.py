@@ -128,7 +128,7 @@ async def _complain(answer: aiohttp.ClientResponse) -> None:
     raise Refused(answer.status, text)
 
 
-async def eventually(found: Any, what: str, patience: float = 30.0, pause: float = 0.1) -> Any:
+async def eventually(found: Any, what: str, patience: float = 90.0, pause: float = 0.1) -> Any:
     """Ask an asynchronous question again and again until the answer is true; that answer."""
     loop = asyncio.get_running_loop()
     limit = loop.time() + patience

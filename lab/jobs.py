@@ -426,7 +426,7 @@ def job(name: str, account: str, *command: str, grace_seconds: int = 30, **spec:
     return {**body, "spec": {"backoffLimit": 0, **spec, "template": template}}
 
 
-async def ended(api: Api, namespace: str, name: str, patience: float = 30) -> Json:
+async def ended(api: Api, namespace: str, name: str, patience: float = 90) -> Json:
     """Wait until a Job is Complete or Failed; its condition that says so."""
 
     async def over() -> Json | None:

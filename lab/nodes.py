@@ -186,7 +186,7 @@ def whole_condition(thing: Json, kind: str) -> Json | None:
     return next((one for one in conditions if one["type"] == kind), None)
 
 
-async def shows(api: Api, name: str, kind: str, status: str, patience: float = 60) -> Json:
+async def shows(api: Api, name: str, kind: str, status: str, patience: float = 120) -> Json:
     """Wait until a node's condition has this status; the condition."""
 
     async def there() -> Json | None:
@@ -251,14 +251,14 @@ async def blackout(plane: ControlPlane) -> AsyncIterator[None]:
         kwok.resume()
 
 
-async def switch_off(api: Api, name: str, patience: float = 60) -> None:
+async def switch_off(api: Api, name: str, patience: float = 120) -> None:
     """Turn a node's machine off; its cloud confirms that by the taint which cloud-node-lifecycle sets."""
     await break_node(api, name, SILENT)
     await shows(api, name, "Ready", "Unknown", patience)
     await _taint(api, name, present=True)
 
 
-async def remove_machine(api: Api, name: str, patience: float = 60) -> None:
+async def remove_machine(api: Api, name: str, patience: float = 120) -> None:
     """Let the cloud take a machine away and remove the Node object, as cloud-node-lifecycle does with what is ill."""
     await break_node(api, name, SILENT)
     await shows(api, name, "Ready", "Unknown", patience)

@@ -127,7 +127,7 @@ class Child:
             await asyncio.sleep(0.02)
         return self.exit_code
 
-    async def ready(self, check: Check, patience: float = 60.0) -> None:
+    async def ready(self, check: Check, patience: float = 120.0) -> None:
         """Wait until the check passes; a process that ends meanwhile is reported with the end of its log."""
         limit = time.monotonic() + patience
         while not await check():

@@ -155,7 +155,7 @@ async def release(api: Api, namespace: str, name: str, tag: str) -> str:
     return found
 
 
-async def until(api: Api, namespace: str, name: str, wanted: Callable[[Json], bool], patience: float = 30) -> Json:
+async def until(api: Api, namespace: str, name: str, wanted: Callable[[Json], bool], patience: float = 90) -> Json:
     """Wait until a Rollout is as wanted."""
 
     async def found() -> Json | None:

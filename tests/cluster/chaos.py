@@ -39,7 +39,7 @@ async def install(plane: ControlPlane) -> None:
     files = ["crds/experiments.yaml", "admission/experiments.yaml"]
     files += ["chaos-runner/rbac.yaml", "chaos-runner/admission.yaml"]
     kit.kubectl(plane, "apply", "--server-side", *(f"--filename={kit.ROOT}/knative/{file}" for file in files))
-    kit.kubectl(plane, "wait", "--for=condition=Established", "crd/experiments.kreflex.dev", "--timeout=30s")
+    kit.kubectl(plane, "wait", "--for=condition=Established", "crd/experiments.kreflex.dev", "--timeout=120s")
     await listed(plane.api, "/apis/kreflex.dev/v1alpha1/experiments")
 
 

@@ -31,7 +31,7 @@ class Place:
     async def make(self, body: Json) -> None:
         await self.api.post(jobs.collection(self.name), body)
 
-    async def ended(self, name: str = "work", patience: float = 30) -> tuple[str, str]:
+    async def ended(self, name: str = "work", patience: float = 90) -> tuple[str, str]:
         """The condition that ends a Job, and its reason."""
         condition = await jobs.ended(self.api, self.name, name, patience)
         return condition["type"], condition["reason"]

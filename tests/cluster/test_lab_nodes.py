@@ -389,7 +389,7 @@ async def evict(api: Api, space: str, name: str) -> None:
     await api.post(f"/api/v1/namespaces/{space}/pods/{name}/eviction", body)
 
 
-async def is_gone(api: Api, space: str, name: str, patience: float = 30) -> None:
+async def is_gone(api: Api, space: str, name: str, patience: float = 90) -> None:
     async def gone() -> bool:
         return await api.find(f"/api/v1/namespaces/{space}/pods/{name}") is None
 

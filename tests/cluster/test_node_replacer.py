@@ -133,7 +133,7 @@ async def woken(farm: Farm, arc: Arc[Any], node: str) -> dict[str, Any]:
     return await farm.record(node)
 
 
-async def settled(farm: Farm, arc: Arc[Any], *names: str, patience: float = 60) -> list[dict[str, Any]]:
+async def settled(farm: Farm, arc: Arc[Any], *names: str, patience: float = 120) -> list[dict[str, Any]]:
     """Wake the function for the nodes' records, as the waker would, until all are Done; the records."""
 
     async def done() -> list[dict[str, Any]] | None:

@@ -27,12 +27,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     lab = [sys.executable, "-m", "lab"]
     subprocess.run([*lab, "up", "--home", directory], cwd=ROOT, check=True, timeout=1800)
     yield directory
-    subprocess.run([*lab, "down", "--home", directory], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([*lab, "down", "--home", directory], cwd=ROOT, check=True, timeout=300)
 
 
 def shell(home: Path, script: str) -> str:
     command = ["bash", "-eu", "-c", f"source {home}/env\n{script}"]
-    answer = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=180, check=False)
+    answer = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 

@@ -117,7 +117,7 @@ def _nobody() -> Any:
     raise AssertionError("nobody is to be killed here")
 
 
-async def said(url: str, method: str = "POST", patience: float = 30) -> tuple[int | str, timedelta]:
+async def said(url: str, method: str = "POST", patience: float = 90) -> tuple[int | str, timedelta]:
     """The status of the answer, or what became of it; and how wrong the clock in it is."""
     limit = aiohttp.ClientTimeout(total=patience)
     async with aiohttp.ClientSession(timeout=limit) as session:

@@ -29,6 +29,6 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Con
             rendered.run(config, "create", "namespace", namespace)
         # As docs/install.md says: the definitions first, for nothing that uses them is accepted before.
         rendered.run(config, "apply", "--server-side", "-k", rendered.KNATIVE / "crds")
-        rendered.run(config, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        rendered.run(config, "wait", "--for=condition=Established", "crd", "--all", "--timeout=120s")
         rendered.run(config, "apply", "--server-side", "-k", rendered.KNATIVE / "base")
         yield plane

@@ -37,7 +37,7 @@ def kubectl() -> Path:
 def run(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
     """Run kubectl, and fail with its own words."""
     answer = subprocess.run(
-        [kubectl(), *arguments], input=given, capture_output=True, text=True, timeout=120, check=False
+        [kubectl(), *arguments], input=given, capture_output=True, text=True, timeout=300, check=False
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer

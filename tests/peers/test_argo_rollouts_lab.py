@@ -35,7 +35,7 @@ class Place:
         await rollouts.release(self.plane.api, self.name, name, tag)
         return await self.until(name, at)
 
-    async def until(self, name: str, wanted: Any, patience: float = 30) -> Json:
+    async def until(self, name: str, wanted: Any, patience: float = 90) -> Json:
         return await rollouts.until(self.plane.api, self.name, name, wanted, patience)
 
     async def settled(self, name: str) -> Json:

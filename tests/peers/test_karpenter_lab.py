@@ -40,7 +40,7 @@ class Pool:
         items: list[Json] = (await self.place.plane.api.get(karpenter.NODE_CLAIMS, labelSelector=selector))["items"]
         return items
 
-    async def ready_claims(self, count: int, *, without: str = "", patience: float = 60) -> list[Json]:
+    async def ready_claims(self, count: int, *, without: str = "", patience: float = 120) -> list[Json]:
         """Wait until the pool has this many Ready NodeClaims and no other; none with a UID that should be gone."""
 
         async def found() -> list[Json] | None:
