@@ -1,7 +1,7 @@
 """`python -m kreflex.once`: one round of the waker and no server, for a CronJob in a cluster without Knative.
 
-`python -m kreflex.once anomaly-scorer` is one tick of that. Exits 1 when something was not reached, so that the Job
-says so. What is due stays due: the next round asks again.
+`python -m kreflex.once anomaly-scorer` is one tick of that, and so is `python -m kreflex.once chaos-runner`. Exits 1
+when something was not reached, so that the Job says so. What is due stays due: the next round asks again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kreflex.signals import Delivery
 from kreflex.waking import Waker
 from kreflex.world import World
 
-_NAMES = ("waker", "anomaly-scorer")
+_NAMES = ("waker", "anomaly-scorer", "chaos-runner")
 
 
 def main() -> None:
     """Go one round; configuration that can't be used ends it with every fault named."""
     name = sys.argv[1] if len(sys.argv) > 1 else "waker"
     if name not in _NAMES:
-        sys.exit(f"a clock wakes {' and '.join(_NAMES)}, and not {name!r}")
+        sys.exit(f"a clock wakes {', '.join(_NAMES)}, and not {name!r}")
     configure_logging()
     try:
         trace.start(name)
@@ -67,10 +67,12 @@ async def _round(name: str, core: CoreSettings, transport: Transport) -> list[st
 
 async def _tick(name: str, core: CoreSettings, transport: Transport) -> list[str]:
     try:
-        await CLOCKED[name](Reader(transport, core.looked_after), Writer(transport))(Delivery(tick=True))
+        handle = CLOCKED[name](Reader(transport, core.looked_after), Writer(transport))
+        answer = await handle(Delivery(tick=True))
     except UnavailableError as error:
         return [str(error)]
-    return []
+    # What went wrong beside what went well is told in the answer.
+    return [bytes(answer.body).decode()] if answer.status_code >= 400 else []
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from kreflex.world import Treatment, World
 
 S = TypeVar("S", bound=Settings)
 Main = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Delivery], Awaitable[Response]]
 
 # One function runs in a process; the waker loads several, to ask each what it would find.
 REFLEXES: dict[str, Reflex[Any]] = {}
@@ -53,7 +54,7 @@ REFLEXES: dict[str, Reflex[Any]] = {}
 ERRANDS: dict[str, Callable[[World], AsyncIterator[JSON]]] = {}
 
 # What a clock wakes, beside the waker: `python -m kreflex.once` does the same without a server.
-CLOCKED: dict[str, Callable[[Reader, Writer], Callable[[Delivery], Awaitable[Response]]]] = {}
+CLOCKED: dict[str, Callable[[Reader, Writer], Handler]] = {}
 
 _TOLD = 50
 # A request more is told to come again. Each may hold a body of 32 MiB.
@@ -67,11 +68,11 @@ class Service:
     """What a request meets: who lets it in, what handles it, and what tells whether we are ready for it."""
 
     gate: Gate
-    handle: Callable[[Delivery], Awaitable[Response]]
+    handle: Handler
     readiness: Readiness
 
     @classmethod
-    def of(cls, transport: Transport, reader: Reader, handle: Callable[[Delivery], Awaitable[Response]]) -> Service:
+    def of(cls, transport: Transport, reader: Reader, handle: Handler) -> Service:
         """Make a service that lets in whom the environment names; raises SettingsError."""
         gate = Gate(CallerSettings.from_environment(), transport)
         LIFETIME.closers.append(transport.close)
@@ -138,14 +139,12 @@ def experiment(name: str, hosts: frozenset[str], linger: timedelta) -> Main:
     core = CoreSettings.from_environment()
     ERRANDS[name] = service.due
 
-    def made() -> Service:
-        transport = Transport(load_credentials())
-        reader = Reader(transport, core.looked_after)
+    def handler(reader: Reader, writer: Writer) -> Handler:
         world = World(reader, Metrics(*core.metrics), name, core.kreflex_namespace)
-        chaos = service.Chaos(world, Writer(transport), core, hosts, linger)
-        return Service.of(transport, reader, chaos.handle)
+        return service.Chaos(world, writer, core, hosts, linger).handle
 
-    return _main(made)
+    CLOCKED[name] = handler
+    return _main(lambda: _clocked(handler, core))
 
 
 def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str, **terms: Any) -> Main:
@@ -159,12 +158,13 @@ def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str
     opened = Doors(core, detector, state_store, sink, alertmanagers, **terms)
     CLOCKED["anomaly-scorer"] = opened.handler
 
-    def made() -> Service:
-        transport = Transport(load_credentials())
-        reader = Reader(transport, core.looked_after)
-        return Service.of(transport, reader, opened.handler(reader, Writer(transport)))
+    return _main(lambda: _clocked(opened.handler, core))
 
-    return _main(made)
+
+def _clocked(handler: Callable[[Reader, Writer], Handler], core: CoreSettings) -> Service:
+    transport = Transport(load_credentials())
+    reader = Reader(transport, core.looked_after)
+    return Service.of(transport, reader, handler(reader, Writer(transport)))
 
 
 def _load(name: str) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +22,17 @@ from kreflex.cluster import Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.errors import DeniedError
 from kreflex.policy import PROTECTED_LABEL
-from lab import chaos_engines, nodes
+from lab import chaos_engines, kubeconfig, nodes, processes
 from lab.api import Refused, eventually
 from lab.cluster import ControlPlane
 from tests import kit
 from tests.cluster import chaos
 from tests.cluster.reflexes import an_arc, handled
 from tests.cluster.test_approval import Plan, let_approve
+from tests.manifests import rendered
 from tests.mortal import CutError, Mortal
 
+PLAIN = rendered.KNATIVE / "variants" / "plain"
 POD = ("spec", "template", "spec", "containers", "name=app")
 
 
@@ -351,8 +356,33 @@ async def gone(plane: ControlPlane, path: str) -> bool:
     return await plane.api.find(path) is None
 
 
+async def tick(plane: ControlPlane, **given: str) -> tuple[int | None, str]:
+    """What the CronJob's container does, with its settings and its rights; its exit code and its log."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        **rendered.environment_of(PLAIN, dict(rendered.pods_of(PLAIN))["chaos-sweep"]),
+        **processes.importable(),
+        "KUBECONFIG": str(await plane.kubeconfig_for("kreflex-system", "chaos-runner")),
+        **given,
+    }
+    command = (sys.executable, "-m", "kreflex.once", "chaos-runner")
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def test_a_tick_of_the_cronjob_that_reaches_nobody_fails_its_job(ready: ControlPlane, tmp_path: Path) -> None:
+    config = kubeconfig.write(tmp_path / "config", "http://127.0.0.1:9", tmp_path / "none", "me", "token")
+    code, log = await tick(ready, KUBECONFIG=str(config))
+    assert (code, "Traceback" in log) == (1, False), log
+
+
+@pytest.mark.parametrize("by", ["a tick of the function", "a tick of the CronJob"])
 async def test_what_no_experiment_answers_for_is_taken_back_from_the_object_itself(
-    shop: kit.Place, runner: Runner
+    by: str, shop: kit.Place, runner: Runner
 ) -> None:
     await shop.deployment("cart", 1)
     path = f"/apis/apps/v1/namespaces/{shop.name}/deployments/cart"
@@ -365,8 +395,11 @@ async def test_what_no_experiment_answers_for_is_taken_back_from_the_object_itse
     where = experiments.path(shop.name, "storm")
     await shop.plane.api.patch(where, {"metadata": {"finalizers": None}})
     await shop.plane.api.delete(where)
-    orphans = Orphans(runner._world, runner._writer)
-    assert await orphans.take_back() == []
+    if by == "a tick of the CronJob":
+        code, log = await tick(shop.plane)
+        assert code == 0, log
+    else:
+        assert await Orphans(runner._world, runner._writer).take_back() == []
     after = await shop.plane.api.get(path)
     assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
 

@@ -72,7 +72,8 @@ async def test_prometheus_sees_a_leak_grow_until_it_is_killed(plane: ControlPlan
     assert await values(prometheus, f"max({used}) / max({limit}) > 1") == {}
     killed = f"kube_pod_container_status_last_terminated_reason{{{labels}}}"
     assert await eventually(lambda: values(prometheus, f"sum by (reason) ({killed})"), "its end") == {"OOMKilled": 1.0}
-    fresh = f"min_over_time(container_memory_working_set_bytes{{{labels}}}[3s]) < 5e7"
+    # What it uses in the first seconds of its eight; in the last three before its end it used more.
+    fresh = f"min_over_time(container_memory_working_set_bytes{{{labels}}}[3s]) < 7e7"
     assert await eventually(lambda: values(prometheus, fresh), "a container that has begun anew")
     await plane.api.delete(f"{PODS}/leaks", {"gracePeriodSeconds": 0})
 

@@ -24,6 +24,8 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS)
 # What a clock wakes: the waker calls neither itself nor anomaly-scorer, and they act on nothing.
 CLOCKED = {"anomaly-scorer", "waker"}
 DECIDING = [name for name in FUNCTIONS if name not in CLOCKED]
+# Where nothing else ticks for chaos-runner.
+SWEEP = "chaos-sweep"
 PLAIN, NAMESPACED = KNATIVE / "variants" / "plain", KNATIVE / "variants" / "namespaced"
 # Nodes are in no namespace.
 NOT_NAMESPACED = {"node-replacer"}
@@ -85,7 +87,7 @@ def test_a_function_has_a_folder_with_the_same_files_as_all(function: str) -> No
 
 @every_whole
 def test_every_function_is_installed(folder: Path) -> None:
-    assert {name for name, _ in rendered.pods_of(folder)} == set(installed(folder))
+    assert {name for name, _ in rendered.pods_of(folder)} - {SWEEP} == set(installed(folder))
 
 
 def installed(folder: Path) -> list[str]:
@@ -225,6 +227,23 @@ def test_the_plain_variant_runs_the_same_container(function: str) -> None:
     assert comparable(plain) == comparable(served)
 
 
+def test_where_nothing_else_ticks_a_cronjob_has_chaos_runner_look_for_what_is_left() -> None:
+    pods = dict(rendered.pods_of(PLAIN))
+    assert comparable(pods[SWEEP]) == comparable(pods["chaos-runner"])
+    assert pods[SWEEP]["containers"][0]["command"][-2:] == ["kreflex.once", "chaos-runner"]
+    networks = {one["metadata"]["name"]: one["spec"] for one in rendered.of_kind(PLAIN, "NetworkPolicy")}
+    assert networks[SWEEP]["egress"] == networks["chaos-runner"]["egress"]
+    assert "ingress" not in networks[SWEEP]
+
+
+def test_no_service_sends_requests_to_what_a_clock_starts() -> None:
+    jobs = [one["spec"]["jobTemplate"]["spec"]["template"] for one in rendered.of_kind(PLAIN, "CronJob")]
+    chosen = [one["spec"]["selector"] for one in rendered.of_kind(PLAIN, "Service") if one["spec"].get("selector")]
+    assert chosen
+    labels = [job["metadata"]["labels"] for job in jobs]
+    assert [one for one in labels if any(each.items() <= one.items() for each in chosen)] == []
+
+
 def comparable(pod: Json) -> Json:
     """A pod without what differs on purpose: how it is served, and whether it is served at all."""
     (container,) = pod["containers"]
@@ -249,7 +268,8 @@ def test_every_function_can_read_what_it_is_given(folder: Path, tmp_path: Path) 
     (tmp_path / "token").write_text("a-value-that-is-long-enough")
     for function, environment in environments(folder).items():
         given = environment | {"CALLERS_SECRETS": str(tmp_path)} if "CALLERS_SECRETS" in environment else environment
-        for settings in (CoreSettings, CallerSettings, settings_of(function)):
+        of = "chaos-runner" if function == SWEEP else function
+        for settings in (CoreSettings, CallerSettings, settings_of(of)):
             assert isinstance(settings.from_environment(given), settings)
 
 
