@@ -330,7 +330,7 @@ def hands_off(trouble: Trouble) -> Refuse | Skip | None:
     if tries(release):
         return Skip("its stable version serves while another is tried: that is for the canary-aborter")
     if release.paused:
-        return trouble.refuse(f"{release.workload.ref} is paused: whoever paused it has to go on", "Paused")
+        return trouble.refuse(f"{release.workload.ref} is paused: whoever paused it has to go on", "WorkloadPaused")
     blamed = blamed_before(trouble)
     if blamed:
         because = f"{current} was rolled back from before, by {blamed}, and is here again: people decide"

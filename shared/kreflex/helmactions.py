@@ -52,7 +52,7 @@ class RollBackHelm(ReleaseStep):
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:
         """Remember that the version is bad, leave word which way it goes back, and only then ask for the Job."""
         if self.release.paused:
-            raise BlockedError(f"{self.target} is paused: resume it, and it is rolled back", "Paused")
+            raise BlockedError(f"{self.target} is paused: resume it, and it is rolled back", "WorkloadPaused")
         # Where that is done already, the present version may be the good one.
         if begun_undo(self.release, mark) != self.way:
             await self._condemn(writer, reader, mark)

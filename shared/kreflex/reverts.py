@@ -62,7 +62,7 @@ class RevertTemplate(ReleaseStep):
     async def apply(self, writer: Writer, reader: Reader, mark: str = "") -> str:
         """Remember that the present version is bad, and then go back: who comes after a kill knows which it was."""
         if self.release.paused:
-            raise BlockedError(f"{self.target} is paused: resume it, and it is rolled back", "Paused")
+            raise BlockedError(f"{self.target} is paused: resume it, and it is rolled back", "WorkloadPaused")
         if self.to.bad:
             raise HopelessError(f"{self.to} was rolled back from itself, by {self.to.bad}", "Bad")
         missing = await missing_config(self.target.namespace, self.to, reader)

@@ -219,7 +219,7 @@ async def test_a_paused_deployment_is_left_as_it_is(lab: Lab, here: kit.Place) -
     await changed(lab, ref, {"paused": True})
     with pytest.raises(BlockedError, match=f"Deployment {here.name}/shop is paused: resume it") as blocked:
         await lab.act(back, ref)
-    assert (blocked.value.cause, writes(lab, ref)) == ("Paused", [])
+    assert (blocked.value.cause, writes(lab, ref)) == ("WorkloadPaused", [])
 
 
 async def test_a_version_whose_config_map_is_gone_is_not_gone_back_to(lab: Lab, here: kit.Place) -> None:

@@ -258,7 +258,7 @@ async def test_our_own_pause_is_taken_back_from_an_aborted_rollout_and_a_persons
     assert isinstance(await of_rollout(ours, **steps), ResumeAborted)
     theirs = await of_rollout(a_rollout(abort=True, abortedAt=stamp(NOW), paused=True), **steps)
     assert isinstance(theirs, Refuse)
-    assert theirs.cause == "Paused"
+    assert theirs.cause == "WorkloadPaused"
 
 
 async def test_a_paused_canary_is_watched_for_a_while_and_aborted_when_the_numbers_come() -> None:

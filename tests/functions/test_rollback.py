@@ -274,7 +274,7 @@ async def test_a_configuration_that_was_changed_does_not_come_back_with_a_templa
 async def test_a_paused_deployment_is_left_to_whoever_paused_it() -> None:
     because = "Deployment shop/shop is paused: whoever paused it has to go on"
     answer = await decision(BAD, OLD, deployment=a_deployment(paused=True))
-    assert bare(answer) == refused(because, "Paused")
+    assert bare(answer) == refused(because, "WorkloadPaused")
 
 
 @pytest.mark.parametrize(

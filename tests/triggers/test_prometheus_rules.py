@@ -1,5 +1,6 @@
 """The alert rules say what they should, judged by Prometheus' own promtool."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,26 @@ from lab.toolchain import Toolchain
 PROMETHEUS = Path(__file__).parents[2] / "triggers" / "prometheus"
 RULES = sorted(PROMETHEUS.glob("*.rules.yaml"))
 TESTS = sorted((PROMETHEUS / "tests").glob("*.test.yaml"))
+
+# Where the pages of functions name the causes that they hand on.
+CAUSES = {
+    "restart-loop-killer": "Causes that it hands on",
+    "node-replacer": "Causes that it hands on",
+    "rollback": "When it leaves a release alone",
+    "canary-aborter": "Causes that it hands on",
+}
+# What is nothing to be told of by KreflexFaultHandedOn, and why.
+TOLD_BY_OTHERS = {
+    "FirstRelease": "restart-loop-killer and the alert that has woken it tell it",
+    "SomePods": "they are for restart-loop-killer",
+    "TooLate": "it is no matter of a release",
+    "ImageUnknown": "it is asked again after a minute",
+    "Promoted": "rollback hears of it",
+    "Declined": "a person has declined it",
+    "Uncordoned": "a person has uncordoned it",
+    "SyncSuspended": "KreflexSyncSuspended tells it",
+    "Policy": "it is refused at once, and the waker asks again when the policy is mended",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +67,20 @@ def test_the_rules_fire_when_they_should(promtool: Path, test: Path) -> None:
 def test_each_alert_is_tried_by_a_test(rules: Path) -> None:
     text = (PROMETHEUS / "tests" / rules.name.replace(".rules.", ".test.")).read_text()
     assert [rule["alert"] for rule in alerts(rules) if rule["alert"] not in text] == []
+
+
+def test_each_cause_that_a_page_names_is_told_to_people_or_by_somebody_else() -> None:
+    (rule,) = [one for one in alerts(PROMETHEUS / "kreflex.rules.yaml") if one["alert"] == "KreflexFaultHandedOn"]
+    found = re.search(r'guard=~"([^"]+)"', rule["expr"])
+    assert found
+    told = re.compile(found[1])
+    for function, title in CAUSES.items():
+        page = (PROMETHEUS.parents[1] / "docs" / "functions" / f"{function}.md").read_text()
+        table = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+        named = {cause.replace("…", "") for cell in cells for cause in re.findall("`([^`]+)`", cell)}
+        assert len(named) > 4
+        assert {cause for cause in named if not told.fullmatch(cause)} <= set(TOLD_BY_OTHERS), function
 
 
 def test_our_alerts_are_called_after_us() -> None:
