@@ -42,6 +42,10 @@ def past() -> Past:
             if pod == "jumps":
                 values[-90:-45] += 300
             yield name, {"namespace": "shop", "pod": pod}, zip(times.tolist(), values.round(3).tolist(), strict=True)
+    for name in ("container_memory_working_set_bytes", "namespace_workload_pod:kube_pod_owner:relabel"):
+        labels = {"namespace": "shop", "pod": "shipped", "workload": "shipped"}
+        of = {**labels, "container": "app", "image": "shop:1"} if name.startswith("container") else labels
+        yield name, of, [(END - MINUTE * n, 1.0) for n in range(2000, -1, -1)]
     yield (
         "memory_limit",
         {"namespace": "shop", "pod": "jumps"},
@@ -121,6 +125,16 @@ def test_a_backtest_tells_what_would_have_been_raised(url: str, tmp_path: Path) 
     assert figures["false_alarms_expected"] == pytest.approx(0.05 * figures["series_days"], abs=0.01)
     assert figures == again
     assert outside(html) == []
+
+
+def test_a_backtest_of_nothing_that_is_named_plays_the_sets_that_ship(url: str, tmp_path: Path) -> None:
+    where = ("--prometheus", url, "--last", "6h", "--at", str(END + 6), "--html", tmp_path / "page.html")
+    told = run("backtest", *where)
+    assert told.returncode == 0, told.stderr
+    names = [line.partition(":")[0] for line in told.stdout.splitlines() if "as production would have seen it" in line]
+    shipped = [file.stem for file in sorted((ROOT / "knative" / "anomaly-watches").glob("[!k]*.yaml"))]
+    assert [name.partition("/")[2] for name in names] == shipped
+    assert "  memory: 1 series, " in told.stdout
 
 
 def outside(html: Path) -> list[tuple[str, Any]]:
