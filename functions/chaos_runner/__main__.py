@@ -1,7 +1,7 @@
 """`python -m functions.chaos_runner run experiment.yaml`: make an experiment, and wait until it is over.
 
-Its exit code: 0 passed, 1 failed or aborted, 2 refused, 3 not over in time, 64 asked for in a wrong way. `report`
-writes the report of all experiments of a namespace. See docs/functions/chaos-runner.md.
+Its exit code: 0 passed, 1 failed or aborted, 2 refused, by admission too, 3 not over in time, or the API server can't be
+asked, 64 asked for in a wrong way. `report` writes the report of all experiments of a namespace. See docs/functions/chaos-runner.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kreflex.chaos.report import html, markdown
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.durations import parse_duration
-from kreflex.errors import ConflictError, KreflexError, SettingsError
+from kreflex.errors import ApiError, ConflictError, DeniedError, KreflexError, SettingsError, UnavailableError
 
 PASSED, FAILED, REFUSED, LATE, USAGE = 0, 1, 2, 3, 64
 _LOOK_SECONDS = 1.0
@@ -45,7 +45,15 @@ def main(words: Sequence[str] | None = None) -> int:
         return USAGE
     except KreflexError as error:
         sys.stderr.write(f"{error}\n")
-        return LATE
+        return _code_of(error)
+
+
+def _code_of(error: KreflexError) -> int:
+    if isinstance(error, DeniedError):
+        return REFUSED
+    # What the API server does not take for an experiment, or not from us.
+    wrong = isinstance(error, ApiError) and error.status in {400, 403, 404, 422}
+    return USAGE if wrong else LATE
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -86,7 +94,13 @@ async def _run(given: argparse.Namespace, reader: Reader, writer: Writer) -> int
     loop = asyncio.get_running_loop()
     end, told = loop.time() + given.timeout.total_seconds(), made.created
     while loop.time() < end:
-        found = await reader.get(path(namespace, made.name))
+        try:
+            found = await reader.get(path(namespace, made.name))
+        except UnavailableError as error:
+            # The experiment goes on meanwhile, and so does this.
+            sys.stderr.write(f"{error}\n")
+            await asyncio.sleep(_LOOK_SECONDS)
+            continue
         if found is None:
             sys.stderr.write(f"{made} was deleted\n")
             return FAILED
