@@ -72,7 +72,7 @@ tests-of-metrics tests-of-nodes tests-of-releases tests-of-the-rest tests-of-val
 aside-lint:
 	@$(call aside,$(MAKE) lint)
 
-# A part of the matrix that `python -m bench faults` plays whole. Most of it is waiting, so all go side by side.
+# A part of the matrix that `python -m bench faults` plays whole. Most of it is waiting, so three go side by side.
 test-faults: setup binaries ## Kill, stop and trouble the functions at each of their calls, and compare the ends (minutes)
 	@$(MAKE) --jobs=3 --keep-going faults-calls faults-nodes faults-once_only faults-releases
 
@@ -119,7 +119,7 @@ COMPILE = env -u PIP_FIND_LINKS -u PIP_INDEX_URL CUSTOM_COMPILE_COMMAND='make lo
 
 lock: setup ## Pin the newest permitted versions of all packages
 	@$(COMPILE) --upgrade --all-extras --output-file requirements.lock pyproject.toml
-	@$(COMPILE) --extra otel --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
+	@$(COMPILE) --extra otel --extra s3 --constraint requirements.lock --output-file requirements-image.lock pyproject.toml
 
 clean: ## Remove what the tools made here; the lab's cache of binaries stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -52,7 +52,7 @@ class Story:
     """One kind of fault, on a workload of three pods or a node."""
 
     kind: str
-    fault: Json = field(default_factory=dict)
+    fault: Json = field(default_factory=dict, hash=False)
     amount: str | int = "70%"
     interval: str = ""
 

@@ -268,7 +268,8 @@ async def follow(case: Case, progress: Progress) -> Step | Defer | Refuse | Skip
         because = f"{case.name} is aborted, and our pause would keep its pods"
         return ResumeAborted(**case.step(because), version=case.canary.version)
     if progress.noticed and progress.paused:
-        return Refuse(f"{case.name} is aborted, and somebody's pause keeps its pods: take spec.paused back", "WorkloadPaused")
+        told = f"{case.name} is aborted, and somebody's pause keeps its pods: take spec.paused back"
+        return Refuse(told, "WorkloadPaused")
     if asked is not None and asked.note != CUT_OFF and not progress.aborted:
         return await retried(case, asked)
     last = asked.last if asked else now

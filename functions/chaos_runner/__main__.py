@@ -1,7 +1,8 @@
 """`python -m functions.chaos_runner run experiment.yaml`: make an experiment, and wait until it is over.
 
-Its exit code: 0 passed, 1 failed or aborted, 2 refused, by admission too, 3 not over in time, or the API server can't be
-asked, 64 asked for in a wrong way. `report` writes the report of all experiments of a namespace. See docs/functions/chaos-runner.md.
+Its exit code: 0 passed, 1 failed or aborted, 2 refused, by admission too, 3 not over in time, or the API server can't
+be asked, 64 asked for in a wrong way. `report` writes the report of all experiments of a namespace. See
+docs/functions/chaos-runner.md.
 """
 
 from __future__ import annotations

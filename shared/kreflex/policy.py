@@ -158,7 +158,7 @@ class PolicySpec(Part):
 
     functions: tuple[str, ...] = Field((), description="Only these functions; empty means all.")
     mode: Mode = Field("DryRun", description="DryRun records, Approve waits for a person, Auto acts.")
-    frozen: bool = Field(default=False, description="True stops all new work at once.")
+    frozen: bool = Field(default=False, description="True stops all work at once, aborts experiments; undoing goes on.")
     scope: Scope = Scope()
     owners: tuple[str, ...] = Field(
         DEFAULT_OWNERS,

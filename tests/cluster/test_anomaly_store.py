@@ -188,6 +188,17 @@ async def test_a_folder_that_can_not_be_used_is_told(tmp_path: Path) -> None:
         await Folder(tmp_path / "file").write("name", b"", "")
 
 
+async def test_an_image_without_the_extra_says_what_is_missing(
+    installed: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = Transport(load_credentials(str(installed.kubeconfig)))
+    monkeypatch.delitem(sys.modules, "kreflex.anomaly.objects", raising=False)
+    for name in ("obstore", "obstore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingsError, match=r"s3://states/of needs the package obstore.*: pip install kreflex\[s3\]"):
+        store_at("s3://states/of", Reader(transport), Writer(transport), HOME)
+
+
 async def test_a_store_is_chosen_by_its_address(installed: ControlPlane) -> None:
     transport = Transport(load_credentials(str(installed.kubeconfig)))
     given = Reader(transport), Writer(transport), HOME

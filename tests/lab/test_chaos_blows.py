@@ -4,11 +4,12 @@ import json
 from collections import Counter
 from typing import Any
 
-from bench.chaos import blows, covered
+from bench.chaos import CALM, blows, covered, steps_of
 from bench.chaos_lane import MARK, Case, Story, late, step_of
 from lab.faults import Call
 
 IMAGE = Story("Image")
+BOTH = (IMAGE, Story("Probe"))
 EXPERIMENT = "/apis/kreflex.dev/v1alpha1/namespaces/shop/experiments/storm"
 DEPLOYMENT = "/apis/apps/v1/namespaces/shop/deployments/cart"
 
@@ -49,17 +50,24 @@ def test_each_kind_of_write_has_a_name() -> None:
 
 
 def test_each_step_of_each_story_is_met_in_four_ways() -> None:
-    calm = [Case(story, steps=Counter({"lease": 1, "Running fault": 2})) for story in (IMAGE, Story("Probe"))]
-    cases = blows(calm)
+    calm = [Case(story, steps=Counter({"lease": 1, "Running fault": 2})) for story in BOTH for _ in range(CALM)]
+    steps = steps_of(calm)
+    cases = blows(steps)
     assert len(cases) == len({(case.story.kind, case.step, case.moment) for case in cases}) == 2 * 2 * 4
     assert {case.turn for case in cases if case.step == "Running fault" and case.moment in {"after", "stopped"}} == {2}
-    assert len(blows(calm, 5)) == 5
+    assert len(blows(steps, 5)) == 5
     for case in cases:
         case.struck = True
     assert covered(cases) == 4
     cases[0].struck = False
     cases[1].wrong = ["cart is not as it was"]
     assert covered(cases) == 4 - len({(case.story.kind, case.step) for case in cases[:2]})
+
+
+def test_what_came_by_chance_is_no_step_to_wait_for() -> None:
+    calm = [Case(IMAGE, steps=Counter({"lease": 1, "Running fault": times})) for times in (3, 2)]
+    calm[0].steps["Reverting stuck"] = 1
+    assert steps_of(calm) == {(IMAGE, "lease"): 1, (IMAGE, "Running fault"): 2}
 
 
 def test_a_blow_meets_the_write_that_it_is_for() -> None:

@@ -94,7 +94,9 @@ def test_nothing_is_left_to_compile(app: Path) -> None:
     assert [file for file in compiled if not file.exists()] == []
 
 
-@pytest.mark.parametrize("module", ["kreflex.once", "kreflex.deadletters", "opentelemetry.sdk.trace"])
+@pytest.mark.parametrize(
+    "module", ["kreflex.once", "kreflex.deadletters", "kreflex.anomaly.objects", "opentelemetry.sdk.trace"]
+)
 def test_has_all_that_its_other_commands_import(app: Path, module: str) -> None:
     command: list[str | Path] = [PYTHON, "-S", "-c", f"import {module}"]
     answer = subprocess.run(

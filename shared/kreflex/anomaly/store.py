@@ -91,8 +91,11 @@ def store_at(address: str, reader: Reader, writer: Writer, home: str) -> Store:
     if address.startswith("file:///"):
         return Folder(Path(address.removeprefix("file://")))
     if address.startswith("s3://"):
-        from kreflex.anomaly.objects import Objects  # noqa: PLC0415 - an extra
-
+        try:
+            from kreflex.anomaly.objects import Objects  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            told = f"STATE_STORE={address} needs the package {error.name}: pip install kreflex[s3]"
+            raise SettingsError([told]) from error
         return Objects.at(address)
     raise SettingsError([f"STATE_STORE must be configmaps, file:///path or s3://bucket/prefix, not {address!r}"])
 
