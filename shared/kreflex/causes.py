@@ -390,15 +390,15 @@ def _creation(said: str, new: JSON, old: JSON) -> str | None:
     if "must specify" in said or "LimitRange" in said or "usage per" in said:
         return None if resources_differ(new, old) else "Quota"
     if _WEBHOOK_DOWN.search(said):
-        return "Admission"
+        return "PodsDenied"
     account = _ACCOUNT.search(said)
     if account is not None:
         same = (old.get("spec") or {}).get("serviceAccountName") == account["name"]
-        return "Admission" if same else None
+        return "PodsDenied" if same else None
     if "PodSecurity" in said:
-        return None if secured(new) != secured(old) else "Admission"
+        return None if secured(new) != secured(old) else "PodsDenied"
     # A webhook that looks at images, or labels: what it refuses may be what was changed, and nobody can tell.
-    return "Admission"
+    return "PodsDenied"
 
 
 def _on_nodes(release: Release, found: Findings, around: Around, limits: Limits, now: datetime) -> Elsewhere | None:

@@ -460,16 +460,16 @@ MORE = a_template("shop:2", container={"resources": {"limits": {"cpu": "1"}}})
             a_template("shop:2", container={"securityContext": {"privileged": True}}),
             "Failing",
         ),
-        ('pods "x" is forbidden: violates PodSecurity "restricted:latest": seccompProfile', None, "Admission"),
+        ('pods "x" is forbidden: violates PodSecurity "restricted:latest": seccompProfile', None, "PodsDenied"),
         (
             (
                 'Internal error occurred: failed calling webhook "policy.example": failed to call webhook: Post "https://…":'
                 " dial tcp 10.0.0.1:443: connect: connection refused"
             ),
             None,
-            "Admission",
+            "PodsDenied",
         ),
-        ('admission webhook "images.example" denied the request: not signed', None, "Admission"),
+        ('admission webhook "images.example" denied the request: not signed', None, "PodsDenied"),
         (
             'pods "x" is forbidden: error looking up service account shop/new: serviceaccount "new" not found',
             a_template("shop:2", serviceAccountName="new"),
