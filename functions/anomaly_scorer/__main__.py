@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if given.what != "backtest" or not _SHIPPED.is_dir():
             parser.error("--query, or --watch: what is to be looked at")
         given.watch = str(_SHIPPED)
-    if given.ask and (given.what != "backtest" or not given.watch or _is_file(given.watch)):
+    if given.ask and (given.what != "backtest" or not given.watch or _is_path(given.watch)):
         parser.error(
             "--ask goes with backtest and --watch NAMESPACE/NAME: answers are kept with a watch of the cluster"
         )
@@ -133,7 +133,7 @@ def _adhoc(given: argparse.Namespace) -> Watch:
         raise ValueError("; ".join(str(fault["msg"]) for fault in error.errors())) from error
 
 
-def _is_file(name: str) -> bool:
+def _is_path(name: str) -> bool:
     return Path(name).exists()
 
 
@@ -173,7 +173,7 @@ async def _explain(given: argparse.Namespace) -> int:
 async def _looked_at(given: argparse.Namespace, made: Detector) -> list[tuple[Watch, dict[str, Bundle], Book | None]]:
     if not given.watch:
         return [(_adhoc(given), {}, None)]
-    if _is_file(given.watch):
+    if _is_path(given.watch):
         return [(watch, {}, None) for watch in _from_file(Path(given.watch))]
     transport = Transport(load_credentials())
     try:
@@ -201,16 +201,7 @@ async def _declared(name: str, reader: Reader) -> Watch:
 async def _backtest(given: argparse.Namespace) -> int:
     made, samples = detector(given.detector), _samples(given)
     watches = [watch for watch, _, _ in await _looked_at(given, made)]
-    played: list[Replay] = []
-    for watch in watches:
-        at = tick_of((given.at or time.time()) - min(5.0, watch.step / 10), watch.step)
-        try:
-            played.append(await replay(samples, made, watch, at, given.last, _progress))
-        except TooMuchError as error:
-            if len(watches) == 1:
-                raise
-            # The others are played all the same.
-            _progress(f"{watch.key} is left out: {error}")
+    played, left = await _played(given, watches, made, samples)
     if not any(len(track.matrix.keys) for one in played for track in one.tracks):
         sys.stderr.write("no series in all that time: is the query right, and the time?\n")
         return UNKNOWN
@@ -218,11 +209,30 @@ async def _backtest(given: argparse.Namespace) -> int:
     if given.ask:
         await _ask(given, played)
     if given.json:
-        sys.stdout.write(json.dumps({"watches": [backtest.figures(one) for one in played]}) + "\n")
+        figures = {"watches": [backtest.figures(one) for one in played], "left_out": left}
+        sys.stdout.write(json.dumps(figures) + "\n")
     else:
         sys.stdout.write("".join(f"{line}\n" for one in played for line in backtest.report(one)))
+        sys.stdout.write("".join(f"{key} IS LEFT OUT: {why}\n" for key, why in left.items()))
         sys.stdout.write(f"plots: {given.html}\n")
     return QUIET
+
+
+async def _played(
+    given: argparse.Namespace, watches: Sequence[Watch], made: Detector, samples: Samples
+) -> tuple[list[Replay], dict[str, str]]:
+    """Play the watches, and say why of those that are too much; raises TooMuchError if all are."""
+    played: list[Replay] = []
+    left: dict[str, str] = {}
+    for watch in watches:
+        at = tick_of((given.at or time.time()) - min(5.0, watch.step / 10), watch.step)
+        try:
+            played.append(await replay(samples, made, watch, at, given.last, _progress))
+        except TooMuchError as error:
+            left[watch.key] = str(error)
+            if len(left) == len(watches):
+                raise
+    return played, left
 
 
 async def _ask(given: argparse.Namespace, played: Sequence[Replay]) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import yaml
 
@@ -22,10 +22,21 @@ from kreflex.chaos.report import html, markdown
 from kreflex.cluster import Reader, Transport, Writer
 from kreflex.credentials import load_credentials
 from kreflex.durations import parse_duration
-from kreflex.errors import ApiError, ConflictError, DeniedError, KreflexError, SettingsError, UnavailableError
+from kreflex.errors import (
+    ApiError,
+    ConflictError,
+    DeniedError,
+    KreflexError,
+    OutageError,
+    SettingsError,
+    UnavailableError,
+)
+from kreflex.views import JSON
 
 PASSED, FAILED, REFUSED, LATE, USAGE = 0, 1, 2, 3, 64
 _LOOK_SECONDS = 1.0
+# What asking again does not mend, but for the moment in which an API server starts.
+_HOPELESS, _TRIES = {401, 403, 404}, 3
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,8 +64,7 @@ def _code_of(error: KreflexError) -> int:
     if isinstance(error, DeniedError):
         return REFUSED
     # What the API server does not take for an experiment, or not from us.
-    wrong = isinstance(error, ApiError) and error.status in {400, 403, 404, 422}
-    return USAGE if wrong else LATE
+    return USAGE if isinstance(error, ApiError) and error.status in {400, 413, 422, *_HOPELESS} else LATE
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -95,13 +105,7 @@ async def _run(given: argparse.Namespace, reader: Reader, writer: Writer) -> int
     loop = asyncio.get_running_loop()
     end, told = loop.time() + given.timeout.total_seconds(), made.created
     while loop.time() < end:
-        try:
-            found = await reader.get(path(namespace, made.name))
-        except UnavailableError as error:
-            # The experiment goes on meanwhile, and so does this.
-            sys.stderr.write(f"{error}\n")
-            await asyncio.sleep(_LOOK_SECONDS)
-            continue
+        found = await _found(made, reader, end)
         if found is None:
             sys.stderr.write(f"{made} was deleted\n")
             return FAILED
@@ -114,10 +118,31 @@ async def _run(given: argparse.Namespace, reader: Reader, writer: Writer) -> int
     return LATE
 
 
-def _read(file: Path) -> dict[str, Any]:
-    body = yaml.safe_load(file.read_text())
+async def _found(made: Experiment, reader: Reader, end: float) -> JSON | None:
+    """Read it; while the API server is away the experiment goes on, and so does this."""
+    said, hopeless, loop = "", 0, asyncio.get_running_loop()
+    while True:
+        try:
+            return await reader.get(path(made.namespace, made.name))
+        except UnavailableError as error:
+            hopeless = hopeless + 1 if isinstance(error, OutageError) and error.status in _HOPELESS else 0
+            if hopeless == _TRIES or loop.time() >= end:
+                raise
+            if str(error) != said:
+                said = str(error)
+                sys.stderr.write(f"{said}\n")
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _read(file: Path) -> JSON:
+    try:
+        body = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
     if not isinstance(body, dict) or (body.get("apiVersion"), body.get("kind")) != (API, KIND):
         raise ValueError(f"{file} is no {KIND} of {API}")
+    if not body.get("metadata"):
+        raise ValueError(f"{file} has no metadata: an {KIND} has a name, or metadata.generateName")
     return body
 
 

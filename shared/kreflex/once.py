@@ -1,7 +1,8 @@
 """`python -m kreflex.once`: one round of the waker and no server, for a CronJob in a cluster without Knative.
 
-`python -m kreflex.once anomaly-scorer` is one tick of that, and so is `python -m kreflex.once chaos-runner`. Exits 1
-when something was not reached, so that the Job says so. What is due stays due: the next round asks again.
+`python -m kreflex.once anomaly-scorer` is one tick of that function, `python -m kreflex.once chaos-runner` one search
+for what was injected and no experiment answers for any more. Exits 1 when something was not reached, so that the Job
+says so. What is due stays due: the next round asks again.
 """
 
 from __future__ import annotations
@@ -67,12 +68,10 @@ async def _round(name: str, core: CoreSettings, transport: Transport) -> list[st
 
 async def _tick(name: str, core: CoreSettings, transport: Transport) -> list[str]:
     try:
-        handle = CLOCKED[name](Reader(transport, core.looked_after), Writer(transport))
-        answer = await handle(Delivery(tick=True))
+        await CLOCKED[name](Reader(transport, core.looked_after), Writer(transport))(Delivery(tick=True))
     except UnavailableError as error:
         return [str(error)]
-    # What went wrong beside what went well is told in the answer.
-    return [bytes(answer.body).decode()] if answer.status_code >= 400 else []
+    return []
 
 
 if __name__ == "__main__":

@@ -139,12 +139,13 @@ def experiment(name: str, hosts: frozenset[str], linger: timedelta) -> Main:
     core = CoreSettings.from_environment()
     ERRANDS[name] = service.due
 
-    def handler(reader: Reader, writer: Writer) -> Handler:
+    def chaos(reader: Reader, writer: Writer) -> service.Chaos:
         world = World(reader, Metrics(*core.metrics), name, core.kreflex_namespace)
-        return service.Chaos(world, writer, core, hosts, linger).handle
+        return service.Chaos(world, writer, core, hosts, linger)
 
-    CLOCKED[name] = handler
-    return _main(lambda: _clocked(handler, core))
+    # What is due, the waker has the server do, whose pods probes come from.
+    CLOCKED[name] = lambda reader, writer: chaos(reader, writer).sweep
+    return _main(lambda: _clocked(lambda reader, writer: chaos(reader, writer).handle, core))
 
 
 def score_watches(detector: str, state_store: str, sink: str, alertmanagers: str, **terms: Any) -> Main:

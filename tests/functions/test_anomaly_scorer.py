@@ -1,5 +1,6 @@
 """`python -m functions.anomaly_scorer` at a terminal: what it explains, what a backtest tells, and its exit codes."""
 
+import argparse
 import asyncio
 import json
 import math
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from functions.anomaly_scorer import __main__ as command
+from kreflex.anomaly.replay import TooMuchError
+from kreflex.anomaly.watches import Watch
 from lab.history import Past, prometheus_with
 from tests.kit import ROOT
 
@@ -135,6 +140,26 @@ def test_a_backtest_of_nothing_that_is_named_plays_the_sets_that_ship(url: str, 
     shipped = [file.stem for file in sorted((ROOT / "knative" / "anomaly-watches").glob("[!k]*.yaml"))]
     assert [name.partition("/")[2] for name in names] == shipped
     assert "  memory: 1 series, " in told.stdout
+
+
+async def test_what_is_too_much_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def replay(_: object, __: object, watch: Watch, *___: object) -> str:
+        if watch.name == "pods":
+            raise TooMuchError("9000 series of 7 days are too many")
+        return watch.name
+
+    monkeypatch.setattr(command, "replay", replay)
+    given, nothing = argparse.Namespace(at=0.0, last=timedelta(days=7)), object()
+    watches = command._from_file(ROOT / "knative" / "anomaly-watches")
+
+    async def played(*chosen: Watch) -> tuple[Any, dict[str, str]]:
+        return await command._played(given, chosen, nothing, nothing)  # type: ignore[arg-type]
+
+    names, left = await played(*watches)
+    assert names == ["deployments", "http-services", "nodes", "quotas"]
+    assert left == {"kreflex-system/pods": "9000 series of 7 days are too many"}
+    with pytest.raises(TooMuchError):
+        await played(*(one for one in watches if one.name == "pods"))
 
 
 def outside(html: Path) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from kreflex.chaos.news import FINISHED, SOURCE, finished
 from kreflex.chaos.orphans import Orphans
 from kreflex.chaos.runner import Runner, Terms
 from kreflex.cluster import Reader, Writer
-from kreflex.errors import KreflexError
+from kreflex.errors import KreflexError, UnavailableError
 from kreflex.exchange import answer_json, problem
 from kreflex.ingress import cloudevents
 from kreflex.settings import CoreSettings
@@ -74,6 +74,13 @@ class Chaos:
             return _event(ended)
         told = [{"about": str(one), "phase": one.status.phase, "because": one.status.reason} for one in done[:50]]
         return answer_json({"experiments": told, "ignored": list(delivery.ignored[:50])})
+
+    async def sweep(self, _: Delivery) -> Response:
+        """Take back what no experiment answers for any more, and nothing else; raises UnavailableError."""
+        errors = await self._orphans.take_back()
+        if errors:
+            raise UnavailableError("; ".join(errors[:5]))
+        return Response(status_code=204)
 
     async def _go_on(self, named: list[tuple[str, str]]) -> tuple[list[Experiment], list[str]]:
         """Carry all of them on side by side: each waits most of its time."""
