@@ -61,8 +61,8 @@ async def play(place: Place) -> None:
     await asyncio.sleep(KNOWN_SECONDS)
     await place.writer.create(place.path("anomalywatches", _WATCHES), watch(place.namespace))
     await asyncio.sleep(WATCHED_SECONDS)
-    if [one async for one in anomalies(place.reader, place.namespace)]:
-        raise ScenarioFailed("something was taken for an anomaly before anything was wrong")
+    if early := [one async for one in anomalies(place.reader, place.namespace) if counts(one)]:
+        raise ScenarioFailed(f"something was ill before anything was wrong: {early[0].status.summary}")
     place.tells_pods = False
     async with traffic(place, NAME) as count:
         await leak(place, count)
@@ -93,11 +93,13 @@ async def leak(place: Place, count: Count) -> None:
     check_in_time(place, since, siblings)
 
 
-async def noticed(place: Place, uid: str) -> Anomaly:
-    """Wait until several signals agree on a leak of this pod; what might have another pod evicted ends the scenario.
+def counts(one: Anomaly) -> bool:
+    """Tell whether it might have a pod evicted: a single signal may cry wolf, at the rate that the watch bears."""
+    return one.status.agreed or one.spec.class_ == "leak"
 
-    A single signal may cry wolf about a healthy one, at the rate that the watch bears: nothing is done for that.
-    """
+
+async def noticed(place: Place, uid: str) -> Anomaly:
+    """Wait until several signals agree on a leak of this pod; what might have another pod evicted ends the scenario."""
     found: list[Anomaly] = []
     limit = asyncio.get_running_loop().time() + LEAK_SECONDS
     while not found:
@@ -106,8 +108,7 @@ async def noticed(place: Place, uid: str) -> Anomaly:
             raise ScenarioFailed(f"no leak was found before the kernel found it; seen was {seen or 'nothing'}")
         await asyncio.sleep(0.2)
         known = [one async for one in anomalies(place.reader, place.namespace)]
-        others = [one for one in known if one.spec.target.uid != uid]
-        if others := [one for one in others if one.status.agreed or one.spec.class_ == "leak"]:
+        if others := [one for one in known if one.spec.target.uid != uid and counts(one)]:
             raise ScenarioFailed(f"a healthy pod was taken for ill: {others[0].status.summary}")
         found = [one for one in known if one.spec.class_ == "leak" and one.status.agreed]
     place.timeline.add("anomaly", f"{found[0].status.summary}; {found[0].status.because}")
