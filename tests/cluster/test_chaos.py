@@ -100,7 +100,7 @@ async def test_a_changed_workload_is_as_before_in_the_end(shop: kit.Place, runne
     before = await shop.plane.api.get(path)
     made = await chaos.make(shop.plane, shop.name, fault={"kind": kind, **given}, duration="3s")
     waking = asyncio.create_task(chaos.play(runner, made))
-    during = await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    during = await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 60)
     ended, after = await waking, await shop.plane.api.get(path)
     assert value(during, field) == wanted
     assert [one.state for one in ended.status.injected] == ["Reverted"], ended.status
@@ -121,7 +121,7 @@ async def test_a_config_map_gets_its_values_back(shop: kit.Place, runner: Runner
         duration="3s",
     )
     waking = asyncio.create_task(chaos.play(runner, made))
-    during = await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    during = await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 60)
     ended, after = await waking, await shop.plane.api.get(path)
     assert during["data"] == {"url": "http://nowhere", "new": "one", "kept": "yes"}
     assert [one.state for one in ended.status.injected] == ["Reverted"], ended.status
@@ -139,7 +139,7 @@ async def test_pods_are_cut_off_by_a_policy_that_goes_with_the_mark(shop: kit.Pl
         marked = [one for one in pods if "kreflex.dev/chaos-isolated" in one["metadata"]["labels"]]
         return marked if (await shop.plane.api.get(policies))["items"] else []
 
-    (marked,) = await eventually(cut_off, "a pod that is cut off", 20)
+    (marked,) = await eventually(cut_off, "a pod that is cut off", 90)
     (policy,) = (await shop.plane.api.get(policies))["items"]
     ended = await waking
     chosen = policy["spec"]["podSelector"]["matchLabels"]
@@ -193,7 +193,7 @@ async def test_a_leader_loses_a_lease_that_has_opted_in_by_itself(ready: Control
         duration="2s",
     )
     waking = asyncio.create_task(chaos.play(runner, made))
-    during = await eventually(lambda: chaos.injected(ready, f"{path}/{name}"), "the fault", 20)
+    during = await eventually(lambda: chaos.injected(ready, f"{path}/{name}"), "the fault", 60)
     ended, after = await waking, await ready.api.get(f"{path}/{name}")
     assert during["spec"]["holderIdentity"] == f"kreflex-chaos/{name}"
     assert [one.target.name for one in ended.status.injected] == [name]
@@ -289,7 +289,7 @@ async def test_a_budget_that_is_burnt_in_the_middle_aborts_and_all_is_as_before(
         }
         made = await chaos.make(ready, shop.name, **spec, duration="50s")
         waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
-        await eventually(lambda: chaos.injected(ready, path), "the fault", 20)
+        await eventually(lambda: chaos.injected(ready, path), "the fault", 60)
         burning.errors = 0.5
         await waking
         ended = await chaos.read(ready, shop.name)
@@ -309,7 +309,7 @@ async def test_one_that_is_deleted_goes_when_all_is_taken_back(shop: kit.Place, 
     before = await shop.plane.api.get(path)
     made = await chaos.make(shop.plane, shop.name, fault={"kind": "ScaleToZero"}, duration="50s")
     waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
-    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 60)
     with contextlib.suppress(Refused):
         await shop.plane.api.delete(experiments.path(shop.name, "storm"))
     await waking
@@ -318,7 +318,7 @@ async def test_one_that_is_deleted_goes_when_all_is_taken_back(shop: kit.Place, 
         await runner.go_on(made.namespace, made.name)
         return await shop.plane.api.find(experiments.path(shop.name, "storm")) is None
 
-    await eventually(gone, "the end of the experiment", 40)
+    await eventually(gone, "the end of the experiment", 90)
     after = await shop.plane.api.get(path)
     assert (after["spec"], chaos.notes(after)) == (before["spec"], chaos.notes(before))
 
@@ -341,10 +341,10 @@ async def test_a_namespace_that_is_deleted_in_the_middle_goes_and_the_run_ends(r
                 ready, here.name, fault=fault, targets={"names": ["cart"]}, duration="50s", expects=NOBODY
             )
             waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
-            await eventually(lambda: chaos.injected(ready, path), "the fault", 20)
+            await eventually(lambda: chaos.injected(ready, path), "the fault", 60)
             await ready.api.delete(f"/api/v1/namespaces/{here.name}")
             ended = await waking
-        await eventually(lambda: gone(ready, f"/api/v1/namespaces/{here.name}"), "the end of the namespace", 40)
+        await eventually(lambda: gone(ready, f"/api/v1/namespaces/{here.name}"), "the end of the namespace", 90)
         assert ended is not None
         return ended.status.phase, ended.status.verdict, [one.state for one in ended.status.injected]
 
@@ -389,7 +389,7 @@ async def test_what_no_experiment_answers_for_is_taken_back_from_the_object_itse
     before = await shop.plane.api.get(path)
     made = await chaos.make(shop.plane, shop.name, fault={"kind": "Image", "image": "shop:2"}, duration="50s")
     waking = asyncio.create_task(runner.go_on(made.namespace, made.name))
-    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 60)
     waking.cancel()
     await asyncio.gather(waking, return_exceptions=True)
     where = experiments.path(shop.name, "storm")
@@ -446,7 +446,7 @@ async def test_an_engine_is_made_followed_stopped_and_gone(shop: kit.Place, runn
         async def hit() -> list[str]:
             return [*silent]
 
-        during = await eventually(hit, "the engine's fault", 20)
+        during = await eventually(hit, "the engine's fault", 90)
         ended = await waking
         left = (await shop.plane.api.get(chaos_engines.ENGINES))["items"]
     told = [line.text for line in ended.status.timeline if line.word == "fault"]
@@ -464,7 +464,7 @@ async def test_what_is_broken_is_taken_back_though_its_namespace_is_protected_by
     before = await shop.plane.api.get(path)
     made = await chaos.make(shop.plane, shop.name, fault={"kind": "ScaleToZero"}, duration="50s")
     waking = asyncio.create_task(chaos.play(runner, made))
-    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 20)
+    await eventually(lambda: chaos.injected(shop.plane, path), "the fault", 60)
     protected = {"metadata": {"labels": {PROTECTED_LABEL: "true", OPT_IN: None}}}
     await shop.plane.api.patch(f"/api/v1/namespaces/{shop.name}", protected)
     ended, after = await waking, await shop.plane.api.get(path)

@@ -123,7 +123,7 @@ async def test_an_engine_is_ended_when_the_budget_is_spent_and_none_is_made_then
         made = await make(shop, duration="50s", **budget)
         waking = asyncio.create_task(chaos.play(runner, made))
         with ended(waking):
-            await eventually(lambda: hit(silent), "the engine's fault", 20)
+            await eventually(lambda: hit(silent), "the engine's fault", 90)
             await write(shop, SPENT)
             prometheus.errors = 0.5
             over = await waking
@@ -139,7 +139,7 @@ async def test_who_may_say_that_no_budget_is_asked_gets_his_engine_and_gets_rid_
     async with litmus(shop) as silent, chaos.runner(shop.plane, terms=HASTY) as runner:
         waking = asyncio.create_task(chaos.play(runner, await make(shop, duration="50s")))
         with ended(waking):
-            await eventually(lambda: hit(silent), "the engine's fault", 20)
+            await eventually(lambda: hit(silent), "the engine's fault", 90)
             # From here on nobody knows of any budget.
             await shop.plane.api.delete(STATUS)
             await shop.plane.api.patch(experiments.path(shop.name, "storm"), {"spec": {"stop": True}})

@@ -146,7 +146,7 @@ class Shop:
         async def found() -> bool:
             return await self.image() == image
 
-        await eventually(found, f"{image} in {self.name}", 30)
+        await eventually(found, f"{image} in {self.name}", 90)
 
     async def told(self) -> Release:
         """Read the release, once its controller has seen what was changed last."""

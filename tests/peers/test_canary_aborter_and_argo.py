@@ -402,7 +402,7 @@ async def test_at_a_tenth_with_errors_the_traffic_is_off_within_one_evaluation_a
     traffic = Traffic(shop, stable, bad)
     sets = await rollouts.replica_sets(shop.plane.api, shop.name, "shop")
     async with scraped(shop, traffic) as url, an_arc(shop, Metrics(url)) as arc:
-        told = await eventually(lambda: _worse(arc, shop), "enough requests to tell", 40, pause=0.5)
+        told = await eventually(lambda: _worse(arc, shop), "enough requests to tell", 90, pause=0.5)
         weight_after, failed = await shop.canary_weight(), traffic.failed
         await asyncio.sleep(2)
         record = await shop.carried_on(arc)

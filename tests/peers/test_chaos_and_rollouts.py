@@ -59,7 +59,7 @@ async def test_a_rollout_is_broken_and_as_before_in_the_end(
         seen = (await api.get(path))["status"].get(field) or None
         return bool(seen != before["status"].get(field) if wanted else seen is None)
 
-    await eventually(broken, f"Argo to act on {fault['kind']}", 20)
+    await eventually(broken, f"Argo to act on {fault['kind']}", 90)
     ended = await waking
     after = await rollouts.until(api, shop.name, "cart", rollouts.healthy)
     assert (ended.status.verdict, [one.state for one in ended.status.injected]) == ("Passed", ["Reverted"]), ended
@@ -89,7 +89,7 @@ async def test_what_has_become_stable_is_taken_back_when_argo_has_released_what_
         (one,) = (await chaos.read(shop.plane, shop.name)).status.injected
         return one.open and one.note.startswith("what was changed had become stable")
 
-    await eventually(told, "word of the release", 20)
+    await eventually(told, "word of the release", 90)
     assert (stood["status"]["currentPodHash"], stood["spec"]["template"]) == (stable, before["spec"]["template"])
     await steps(shop, path, [weight(100)])
     ended = await waking
@@ -110,7 +110,7 @@ async def steps(shop: kit.Place, path: str, wanted: list[Any]) -> None:
         await shop.plane.api.patch(path, {"metadata": {"annotations": note}})
         return False
 
-    await eventually(seen, "Argo to see the steps", 30)
+    await eventually(seen, "Argo to see the steps", 90)
 
 
 async def test_a_rollout_that_argo_is_rolling_out_is_left_alone(shop: kit.Place, runner: Runner) -> None:

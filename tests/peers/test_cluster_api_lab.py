@@ -59,7 +59,7 @@ class Fleet:
             found = nodes.whole_condition(await self.plane.api.get(self.path(machine)), "Deleting")
             return found is not None and found["reason"] == reason
 
-        await eventually(there, f"{machine['metadata']['name']} at {reason}", 30)
+        await eventually(there, f"{machine['metadata']['name']} at {reason}", 90)
 
     async def replaced(self, pool: str, machine: Json, replicas: int = 2) -> list[Json]:
         """Wait until another Machine with a Ready node has taken the place of one that was deleted; the nodes."""

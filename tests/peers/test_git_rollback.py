@@ -63,7 +63,7 @@ class Shop:
             body = await self.here.plane.api.find(path)
             return body["spec"]["revisions"][0].get("source") if body else None
 
-        source: str = await eventually(found, "a memory of where it came from", 30, pause=0.5)
+        source: str = await eventually(found, "a memory of where it came from", 90, pause=0.5)
         return source
 
     async def record(self, **status: str) -> kit.Json:

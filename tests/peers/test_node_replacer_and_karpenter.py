@@ -133,7 +133,7 @@ async def test_a_silent_node_is_replaced_and_its_pods_get_another_at_once(here: 
     assert steps(record) == ["CordonNode", "EvictPods", "DeleteNodeClaim"]
     assert sorted(here.place.evictions()) == here.on_node
     # Those that were evicted are still there: nobody can end them before the pod garbage collector does.
-    await eventually(lambda: successors_are_ready(here), "Ready successors", 20)
+    await eventually(lambda: successors_are_ready(here), "Ready successors", 90)
     assert (await here.replacer.settled(here.node))["status"]["verdict"] == "Recovered"
     await here.moved()
 
