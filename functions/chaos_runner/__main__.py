@@ -127,6 +127,7 @@ async def _found(made: Experiment, reader: Reader, end: float) -> JSON | None:
         except UnavailableError as error:
             hopeless = hopeless + 1 if isinstance(error, OutageError) and error.status in _HOPELESS else 0
             if hopeless == _TRIES or loop.time() >= end:
+                sys.stderr.write(f"{made} can't be followed; it goes on, and is taken back by itself\n")
                 raise
             if str(error) != said:
                 said = str(error)

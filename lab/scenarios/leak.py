@@ -62,7 +62,7 @@ async def play(place: Place) -> None:
     await place.writer.create(place.path("anomalywatches", _WATCHES), watch(place.namespace))
     await asyncio.sleep(WATCHED_SECONDS)
     if early := [one async for one in anomalies(place.reader, place.namespace) if counts(one)]:
-        raise ScenarioFailed(f"something was ill before anything was wrong: {early[0].status.summary}")
+        raise ScenarioFailed(f"something was taken for ill before anything was wrong: {early[0].status.summary}")
     place.tells_pods = False
     async with traffic(place, NAME) as count:
         await leak(place, count)

@@ -201,12 +201,15 @@ async def test_waits_on_while_the_api_server_is_away_and_says_so_once(
     assert capsys.readouterr().err == f"{AWAY}\n{FORBIDDEN}\n{AWAY}\n"
 
 
-async def test_gives_up_when_asking_again_mends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gives_up_when_asking_again_mends_nothing_and_says_what_becomes_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(OutageError) as forbidden:
         await asked(FORBIDDEN, FORBIDDEN, FORBIDDEN, monkeypatch=monkeypatch)
     with pytest.raises(UnavailableError) as away:
         await asked(AWAY, monkeypatch=monkeypatch, seconds=0)
     assert [command._code_of(error) for error in (forbidden.value, away.value)] == [64, 3]
+    assert capsys.readouterr().err.count("Experiment shop/storm can't be followed; it goes on") == 2
 
 
 async def test_an_api_server_that_is_away_ends_with_3(tmp_path: Path) -> None:
